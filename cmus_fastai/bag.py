@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['read_image', 'TensorOM', 'TensorIM', 'TensorTEM', 'SlotMask', 'OMSlot', 'IMSlot', 'TEMBag', 'LoadSlot', 'pad_bags',
-           'Augment', 'show_case', 'TriModalDL', 'TriModalBlock']
+           'Augment', 'show_case', 'CaseBatch', 'TriModalDL', 'TriModalBlock']
 
-# %% ../nbs/02_bag.ipynb #c003
+# %% ../nbs/02_bag.ipynb #c006
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from matplotlib import pyplot as plt
-from fastcore.all import fastuple, patch
+from fastcore.all import L, fastuple, patch
 from fasttransform import ItemTransform, Transform
-from fastai.data.all import (CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, TensorCategory, TfmdDL, TransformBlock)
+from fastai.data.all import (CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, TensorCategory, TfmdDL, TransformBlock, to_cpu)
 from fastai.torch_core import TensorBase, TensorImage
 from .cohort import Cohort, check_same_classes
 
-# %% ../nbs/02_bag.ipynb #c007
+# %% ../nbs/02_bag.ipynb #c010
 def _to_uint8(a:np.ndarray, path) -> np.ndarray:
     "Grey values of any depth as 8 bits, without stretching contrast beyond the camera's full scale."
     if a.dtype.kind == 'f':
@@ -28,7 +28,7 @@ def _to_uint8(a:np.ndarray, path) -> np.ndarray:
     bits = next((b for b in (8, 10, 12, 14, 16) if a.max() < 2**b), 32)
     return (np.clip(a, 0, None).astype(np.float32) * np.float32(255/(2**bits - 1))).round().astype(np.uint8)
 
-# %% ../nbs/02_bag.ipynb #c008
+# %% ../nbs/02_bag.ipynb #c011
 def read_image(
     path,                            # Image file
     size:int|None=None,              # Side of the square result in px; None keeps the image's own size
@@ -48,7 +48,7 @@ def read_image(
     if size: im = im.resize((size, size), getattr(Image.Resampling, resample.upper()))
     return np.asarray(im)
 
-# %% ../nbs/02_bag.ipynb #c011
+# %% ../nbs/02_bag.ipynb #c014
 class TensorOM(TensorImage): "Optical microscopy, [...,3,H,W]"
 class TensorIM(TensorImage): "Immunofluorescence, [...,3,H,W]"
 class TensorTEM(TensorImage): "Transmission electron micrographs, [...,N,3,H,W]"
@@ -58,7 +58,7 @@ class OMSlot(fastuple): "One OM image [3,H,W] and whether it is real"
 class IMSlot(fastuple): "One IM image [3,H,W] and whether it is real"
 class TEMBag(fastuple): "A bag of TEM images [N,3,H,W] and which are real [N]"
 
-# %% ../nbs/02_bag.ipynb #c012
+# %% ../nbs/02_bag.ipynb #c015
 class LoadSlot(Transform):
     "Read the image or images of one modality of one case."
     _kinds = dict(OM=(OMSlot, TensorOM, (255,)*3), IM=(IMSlot, TensorIM, (0,)*3), TEM=(TEMBag, TensorTEM, (255,)*3))
@@ -79,7 +79,7 @@ class LoadSlot(Transform):
         mask = torch.full((len(a),), bool(paths))
         return self.slot(self.tensor(a if bag else a[0]), SlotMask(mask if bag else mask[0]))
 
-# %% ../nbs/02_bag.ipynb #c016
+# %% ../nbs/02_bag.ipynb #c019
 def pad_bags(samples): # A list of samples, as a DataLoader collects them before collating
     "Pad every `TEMBag` in `samples` to the largest bag among them."
     n = max((len(x[0]) for s in samples for x in s if isinstance(x, TEMBag)), default=0)
@@ -91,7 +91,7 @@ def pad_bags(samples): # A list of samples, as a DataLoader collects them before
         return TEMBag(out, mask)
     return [type(s)(pad(x) for x in s) for s in samples]
 
-# %% ../nbs/02_bag.ipynb #c020
+# %% ../nbs/02_bag.ipynb #c023
 class Augment(Transform):
     "Random flips, right-angle rotations, brightness, contrast and stain, drawn for every image; training only."
     split_idx, order = 0, 20   # training set only; after the batch has become float
@@ -118,7 +118,7 @@ class Augment(Transform):
         if not self.brightness and not self.contrast: return x
         return ((x - .5) * _normal(x, self.contrast).exp() + .5 + _normal(x, self.brightness)).clamp(0, 1)
 
-# %% ../nbs/02_bag.ipynb #c021
+# %% ../nbs/02_bag.ipynb #c024
 def _normal(x, std, channels=1):
     "Normal numbers, one for every image (and channel) of `x`."
     return std * torch.randn(*x.shape[:-3], channels, 1, 1, device=x.device, dtype=x.dtype)
@@ -129,7 +129,7 @@ def _stain(x, std):
     density = -(x.clamp(min=1/255)).log()
     return (-(density * _normal(x, std, 3).exp() + _normal(x, std/2, 3))).exp().clamp(0, 1)
 
-# %% ../nbs/02_bag.ipynb #c025
+# %% ../nbs/02_bag.ipynb #c028
 def show_case(
     axs,              # A row of Axes: OM, IM, then the bag
     om, im, tem,      # Slots of one case, pairs of images in [0,1] and mask
@@ -150,14 +150,30 @@ def show_case(
     bag = f'{n} TEM image{"s"*(n != 1)}' + (f', {room} shown' if n > room else '') if n else 'no TEM'
     axs[2].set_title(bag, fontsize=9, loc='left')
 
-# %% ../nbs/02_bag.ipynb #c026
+# %% ../nbs/02_bag.ipynb #c029
+def _repad(bag):
+    "A batch of bags as padded tensors, from such or from lists of bags."
+    t, m = bag
+    if torch.is_tensor(t): return bag
+    n = max(len(x) for x in m)
+    grow = lambda x: torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
+    return TEMBag(torch.stack([grow(x) for x in t]), torch.stack([grow(x) for x in m]))
+
+# %% ../nbs/02_bag.ipynb #c030
+class CaseBatch(fastuple): "The inputs of a batch, for fastai's dispatch: OM, IM and TEM slots"
+
 class TriModalDL(TfmdDL):
     "A fastai DataLoader that shows one patient a row."
+    def _pre_show_batch(self, b, max_n=9):
+        # batches of unequal bags come back from get_preds as lists: pad them again
+        b = tuple(_repad(x) if isinstance(x, TEMBag) else x for x in b)
+        return CaseBatch(*b[:3]), (b[3] if len(b) > 3 else None), L(zip(*[x if torch.is_tensor(x) else zip(*x) for x in b]))[:max_n]
+
     def show_batch(self, b=None, max_n=4, show=True, titles=None, captions=None, max_tem=6, **kwargs):
         "Show up to `max_n` patients of a batch, up to `max_tem` TEM images each."
         if b is None: b = self.one_batch()
         if not show: return self._pre_show_batch(b, max_n=max_n)
-        om, im, tem, *y = self.decode(b)
+        om, im, tem, *y = to_cpu(b)
         n = min(max_n, len(om[0]))
         if titles is None: titles = [self.vocab[int(i)] for i in y[0][:n]] if y else ['']*n
         fig, axs = plt.subplots(n, 2 + max_tem, figsize=(1.35*(2 + max_tem), 1.6*n), squeeze=False, dpi=80)
@@ -172,7 +188,7 @@ class TriModalDL(TfmdDL):
         y = [self.vocab[int(i)] for i in b[-1]] if len(b) > 3 else [None]*len(pred)
         self.show_batch(b, max_n=max_n, titles=[p if t is None else f'{t}, read as {p}' for t, p in zip(y, pred)], **kwargs)
 
-# %% ../nbs/02_bag.ipynb #c028
+# %% ../nbs/02_bag.ipynb #c032
 def TriModalBlock(
     size:int=224,            # Side of the square images in px (published: 224)
     resample:str='bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
@@ -181,7 +197,7 @@ def TriModalBlock(
     kw = dict(batch_tfms=IntToFloatTensor, dl_type=TriModalDL, dls_kwargs=dict(before_batch=pad_bags))
     return tuple(TransformBlock(type_tfms=LoadSlot(m, size, resample), **kw) for m in ('OM', 'IM', 'TEM'))
 
-# %% ../nbs/02_bag.ipynb #c029
+# %% ../nbs/02_bag.ipynb #c033
 @patch
 def datablock(self:Cohort, size:int=224, augment=True, resample='bicubic', splitter=None) -> DataBlock:
     "The DataBlock of a cohort, whose items are its rows."
@@ -189,7 +205,7 @@ def datablock(self:Cohort, size:int=224, augment=True, resample='bicubic', split
                      getters=[ItemGetter(k) for k in ('OM', 'IM', 'TEM', 'label')], splitter=splitter,
                      batch_tfms=Augment() if augment is True else (augment or None))
 
-# %% ../nbs/02_bag.ipynb #c030
+# %% ../nbs/02_bag.ipynb #c034
 @patch
 def dataloaders(self:Cohort,
     valid:float|Cohort=.2,   # Share of patients to validate on, or a cohort of its own
@@ -210,6 +226,6 @@ def dataloaders(self:Cohort,
     dls.cohorts = train, valid
     return dls
 
-# %% ../nbs/02_bag.ipynb #c034
+# %% ../nbs/02_bag.ipynb #c038
 @patch(as_prop=True)
 def iloc(self:Cohort): return self.df.iloc   # how fastai's test_dl asks a table for its first row

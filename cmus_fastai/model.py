@@ -8,6 +8,7 @@ __all__ = ['CMUSOutput', 'encode_real', 'CMUSHead', 'forward', 'CMUSNet', 'encod
 # %% ../nbs/06_model.ipynb #c003
 from typing import NamedTuple
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn, Tensor
 from .encoder import Encoder
 from .smil import SMIL
@@ -51,7 +52,10 @@ class CMUSHead(nn.Module):
     def __init__(self,
         dim:int,                # Channels C of the feature maps
         n_classes:int,          # Number of classes K
-        smil:nn.Module|None=None, # Bag aggregator, (feats, mask) -> (map, weights); default `SMIL()`
+        t:float=1.5,            # SMIL's threshold (published: 1.5)
+        reduce:str='sum',       # SMIL's reduction, 'sum' (published) or 'mean'
+        smil:nn.Module|None=None, # Another bag aggregator, (feats, mask) -> (map, weights), in place of SMIL
+        proj:int|None=None,     # Project each modality's map to this many channels, layer-normed; None as published
         cmsa:bool=True,         # Let TEM inform OM and IM; False leaves them as they are
         heads:int=4,            # CMSA heads (published: 4, as a scale)
         split_heads:bool=False, # Real multi-head attention in CMSA
@@ -60,7 +64,10 @@ class CMUSHead(nn.Module):
         branch_relu:bool=False, # Published ReLU on branch logits; off, because it can kill a head for good
     ):
         super().__init__()
-        self.smil = SMIL() if smil is None else smil
+        self.smil = SMIL(t, reduce) if smil is None else smil
+        new = lambda: nn.Sequential(nn.Conv2d(dim, proj, 1), LayerNorm2d(proj)) if proj else nn.Identity()
+        self.proj = nn.ModuleDict({k: new() for k in ('om', 'im', 'tem')})
+        dim = proj or dim
         self.cmsa = CMSA(dim, heads, split_heads) if cmsa else None
         relu = [nn.ReLU()] if branch_relu else []
         self.om, self.im, self.tem = (nn.Sequential(nn.Linear(dim, n_classes), *relu) for _ in range(3))
@@ -81,8 +88,10 @@ def forward(self:CMUSHead,
     om, im, tem = self._complete(_pair(om, 1), _pair(im, 1), _pair(tem, 2))
     present = torch.stack([om[1], im[1], tem[1].any(1)], 1)
     f_tem, weights = self.smil(*tem)
+    f_tem = self.proj['tem'](f_tem) * present[:, 2, None, None, None]
     maps, attn = {}, {}
     for k, (f, mask) in dict(om=om, im=im).items():
+        f = self.proj[k](f.masked_fill(~mask[:, None, None, None], 0))
         if self.cmsa is not None:
             attended, attn[k] = self.cmsa(f_tem, f, need_weights)
             f = f + attended * present[:, 2, None, None, None]
@@ -113,6 +122,7 @@ class CMUSNet(nn.Module):
         **head_kw,                                   # Arguments for `CMUSHead`
     ):
         super().__init__()
+        self.config = dict(n_classes=n_classes, backbone=backbone, freeze_bn=freeze_bn, encoder_kw=encoder_kw, **head_kw)
         new = lambda w: Encoder(backbone, w, freeze_bn=freeze_bn, **(encoder_kw or {}))
         self.om = new(weights)
         # the two others start from the same weights: read them once, then go separate ways
