@@ -167,7 +167,8 @@ class TriModalDL(TfmdDL):
     def _pre_show_batch(self, b, max_n=9):
         # batches of unequal bags come back from get_preds as lists: pad them again
         b = tuple(_repad(x) if isinstance(x, TEMBag) else x for x in b)
-        return CaseBatch(*b[:3]), (b[3] if len(b) > 3 else None), L(zip(*[x if torch.is_tensor(x) else zip(*x) for x in b]))[:max_n]
+        names = [[self.vocab[int(i)] for i in y] for y in b[3:]]
+        return CaseBatch(*b[:3]), (b[3] if names else None), L(zip(*[zip(*x) for x in b[:3]], *names))[:max_n]
 
     def show_batch(self, b=None, max_n=4, show=True, titles=None, captions=None, max_tem=6, **kwargs):
         "Show up to `max_n` patients of a batch, up to `max_tem` TEM images each."
