@@ -338,6 +338,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cmus_fastai.report._case_html': ('report.html#_case_html', 'cmus_fastai/report.py'),
                                     'cmus_fastai.report._class_table': ('report.html#_class_table', 'cmus_fastai/report.py'),
                                     'cmus_fastai.report._cohort_table': ('report.html#_cohort_table', 'cmus_fastai/report.py'),
+                                    'cmus_fastai.report._error_figures': ('report.html#_error_figures', 'cmus_fastai/report.py'),
                                     'cmus_fastai.report._findings': ('report.html#_findings', 'cmus_fastai/report.py'),
                                     'cmus_fastai.report._headline': ('report.html#_headline', 'cmus_fastai/report.py'),
                                     'cmus_fastai.report._leaks': ('report.html#_leaks', 'cmus_fastai/report.py'),

@@ -672,13 +672,15 @@ def split(self:Cohort,
     f = Fraction(small).limit_denominator(10) or Fraction(1, round(1/small))
     k = min(max(f.denominator, 2), most)
     m = min(max(round(test*k), 1), k-1)
+    best = None
     for i in range(_TRIES):
         fold = self._folds(k, seed + 7919*i)
-        sides = [np.isin(fold, c) for c in combinations(range(k), m)]
-        scored = [(s,j) for j,t in enumerate(sides) if (s := self._misfit(t, test)) is not None]
-        if scored:
-            t = sides[min(scored)[1]]
-            return self.subset(~t, f'{self.name} train'), self.subset(t, f'{self.name} test')
+        scored = [(s, c) for c in combinations(range(k), m) if (s := self._misfit(np.isin(fold, c), test)) is not None]
+        if scored and (best is None or min(scored) < best[0]): best = min(scored), fold
+        if best and best[0][0] < 1: break                          # every class is on both sides
+    if best:
+        t = np.isin(best[1], best[0][1])
+        return self.subset(~t, f'{self.name} train'), self.subset(t, f'{self.name} test')
     raise CohortError(f'{self.name}: no split keeps the groups together and every class on the training side. Its groups are too large: {_largest(self)}')
 
 def _largest(cohort): return ', '.join(f'{g} ({n} of {len(cohort)} patients)' for g,n in cohort.df.group.value_counts()[:3].items())

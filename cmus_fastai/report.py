@@ -53,7 +53,8 @@ def svg_figure(
 )->str:            # HTML
     "A matplotlib figure as inline SVG"
     style = {'svg.fonttype':'none', 'svg.hashsalt':name, 'font.size':10, 'axes.edgecolor':'#555', 'axes.linewidth':.8, 'figure.facecolor':'none', 'axes.facecolor':'none'}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='Glyph')                    # letters are drawn by the browser, whose fonts know them
         fig, f = Figure(figsize=size, layout='constrained'), io.StringIO()
         draw(fig)
         fig.savefig(f, format='svg', metadata={'Date':None})
@@ -126,7 +127,10 @@ def _headline(preds, scores, baseline, bayes):
     key = '<span class=key><i class=dot></i> network <i class=bandkey></i> 95 % interval' + ' <i class=beat></i> line to beat'*(line is not None) + ' <i class=best></i> best possible'*(best is not None) + '</span>'
     words = [f'<p class=lead>On {whom}. {key}</p><div class=cards>{"".join(cards)}</div>']
     words.append(f'<p>The line to beat is {LINE}, on the same patients. {_verdict(line)}</p>' if line is not None else '<p class=alert>No line to beat was computed, so there is nothing to compare these figures with.</p>')
-    if best is not None: words.append(f'<p>Since these cases are simulated, the best possible accuracy is known in closed form: {_num(best)} with all three modalities.</p>')
+    if best is not None:
+        gap = 100*(best - scores.loc['accuracy','estimate'])
+        where = f'{gap:.1f} points below it' if gap > .05 else f'{-gap:.1f} points above it, as chance allows' if gap < -.05 else 'on it'
+        words.append(f'<p>These cases are simulated, so the best possible accuracy is known in closed form: {_num(best)} with all three modalities. The network lies {where}.</p>')
     return '\n'.join(words)
 
 # %% ../nbs/13_report.ipynb #c023
@@ -161,10 +165,10 @@ details{margin:6px 0 12px} summary{cursor:pointer;color:var(--blue);font-size:14
 .case header{padding:0;margin:0 0 10px;max-width:none;display:flex;gap:14px;align-items:baseline;flex-wrap:wrap} .case header b{font-size:16px;overflow-wrap:anywhere} .case.wrong{border-left:5px solid var(--red)} .case.right{border-left:5px solid var(--green)}
 .tag{font-size:13px;font-weight:600} .wrong .tag{color:var(--red)} .right .tag{color:var(--green)}
 .views{display:grid;grid-template-columns:132px 132px minmax(0,1fr) fit-content(330px);gap:16px;align-items:start} .views h4{font-size:12px;color:var(--soft);margin:0 0 4px;font-weight:600}
-.views img{display:block;border-radius:4px;width:100%;height:auto;aspect-ratio:1;object-fit:cover;background:#eee} .none{border:1.5px dashed #c3cad3;border-radius:4px;aspect-ratio:1;display:grid;place-items:center;color:var(--soft);font-size:13px} .none.wide{aspect-ratio:auto;height:66px}
+.views img{display:block;border-radius:4px;width:100%;height:auto;aspect-ratio:1;object-fit:contain;background:#eceff2} .none{border:1.5px dashed #c3cad3;border-radius:4px;aspect-ratio:1;display:grid;place-items:center;color:var(--soft);font-size:13px} .none.wide{aspect-ratio:auto;height:66px}
 .bag{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:8px 8px} .told{overflow-x:auto} .bag div{font-size:11px;color:var(--soft);line-height:1.3} .bag u{display:block;height:4px;border-radius:2px;background:#e3e8ed;margin:4px 0 1px;overflow:hidden} .bag u i{display:block;height:4px;background:var(--red)} .bag .out img{opacity:.32;filter:grayscale(1)}
 .more{font-size:12px;color:var(--soft);margin:6px 0 0}
-table.probs{width:auto;margin:0;font-size:12.5px} table.probs td,table.probs th{padding:3px 7px;border-bottom:2px solid #fff;max-width:110px;overflow-wrap:anywhere} table.probs thead th{border-bottom:1px solid var(--line);font-size:12px} table.probs th:first-child{padding-left:0} table.probs .true{color:var(--green);text-decoration:underline;text-underline-offset:3px} table.probs .top{font-weight:700}
+table.probs{width:auto;margin:0;font-size:12.5px} table.probs td,table.probs th{padding:3px 7px;border-bottom:2px solid #fff;white-space:nowrap} table.probs tbody th{white-space:normal;max-width:130px;line-height:1.3;font-weight:500} table.probs thead th{border-bottom:1px solid var(--line);font-size:12px} table.probs th:first-child{padding-left:0} table.probs tbody .true{font-weight:650;color:var(--green);text-decoration:underline;text-underline-offset:3px} table.probs .top{font-weight:700}
 footer{padding-top:18px;padding-bottom:50px;color:var(--soft);font-size:13px;border-top:1px solid var(--line);margin-top:20px}
 @media(max-width:760px){.cards,.pair{grid-template-columns:1fr}.views{grid-template-columns:1fr 1fr}.views>div:nth-child(n+3){grid-column:1/-1}.key{white-space:normal}}
 @media print{@page{margin:14mm} body{font-size:11pt} main,header,footer{padding-left:0;padding-right:0} *{-webkit-print-color-adjust:exact;print-color-adjust:exact} section{break-inside:auto} h2,h3{break-after:avoid} figure,tr,.cards,.pair{break-inside:avoid} .scroll{overflow:visible}}
@@ -221,7 +225,9 @@ def _readers_table(readers, scores):
         d = None if p is fusion else compare(fusion, p).loc['accuracy']
         rows.append([esc(name), str(len(p)), _with_ci(*s.loc['accuracy', ['estimate','low','high']]), _with_ci(*s.loc['macro_auc', ['estimate','low','high']]),
                      '' if d is None else _with_ci(d.difference, d.low, d.high, _signed)] + [_num(b)]*best)
-    return _table(['','patients','accuracy','macro AUC','fusion minus this, accuracy'] + ['best possible accuracy']*best, rows)
+    note = 'Each branch is judged on the patients who have its modality; the difference is taken in pairs, on the same patients.'
+    note += ' The best possible accuracy of a branch is that of its modality alone; OM and IM branches may exceed it, since attention lets TEM guide them.' if best else ''
+    return _table(['','patients','accuracy','macro AUC','fusion minus this, accuracy'] + ['best possible accuracy']*best, rows) + f'<p class=soft><small>{note}</small></p>'
 
 def _readers_plot(fig, readers, scores):
     "Accuracy with its interval for every reader; a diamond is the best possible"
@@ -243,6 +249,15 @@ def _class_table(preds):
     cell = lambda c,m: _with_ci(*t.loc[(c,m), ['estimate','low','high']])
     return _table(['class','patients','sensitivity','specificity','AUC, against the rest'],
                   [[esc(c), str(t.loc[(c,'sensitivity'),'n'].astype(int)), *(cell(c,m) for m in ('sensitivity','specificity','auc'))] for c in classes_of(preds)])
+
+def _error_figures(preds):
+    "Confusion matrix and ROC side by side, or one below the other if there are many classes or long names"
+    classes = classes_of(preds)
+    wide = len(classes) > 5 or max(map(len, classes)) > 12
+    size = [(8.4, 2.2+.42*len(classes)), (8.4, 4.2)] if wide else [(4.7,4.2)]*2
+    figs = [svg_figure(lambda f: plot_confusion(preds, f.subplots()), size[0], 'Confusion matrix: true class by predicted class', 'confusion'),
+            svg_figure(lambda f: plot_roc(preds, f.subplots()), size[1], 'ROC curves of each class against the rest', 'roc')]
+    return ''.join(figs) if wide else f'<div class=pair>{"".join(figs)}</div>'
 
 # %% ../nbs/13_report.ipynb #c037
 class CaseView(NamedTuple):
@@ -287,11 +302,11 @@ def _bag_html(case):
     return f'<div class=bag>{"".join(map(one, order[:MOST_SHOWN]))}</div>{more}'
 
 def _probs_html(case):
-    "Probabilities of every class, for the fusion and each branch"
-    def cell(p, top): return f'<td{" class=top" if top else ""} style="background:rgba(0,114,178,{.34*p:.2f})">{_num(p,2)}</td>'
-    def line(name, probs): return f'<tr><th scope=row>{esc(name)}</th>' + ''.join(cell(probs.get(c, 0.), probs.get(c, 0.)==max(probs.values())) for c in case.probs) + '</tr>'
-    head = ''.join(f'<th scope=col{" class=true" if c==case.label else ""}>{esc(c)}</th>' for c in case.probs)
-    rows = line('fusion', case.probs) + ''.join(line(m, case.branch_probs[m]) for m in case.branch_probs if case.branch_probs[m])
+    "Probabilities of every class, a column for the fusion and each branch"
+    told = {'fusion':case.probs, **{m:p for m,p in case.branch_probs.items() if p}}
+    cell = lambda c,p: f'<td{" class=top" if p.get(c,0.)==max(p.values()) else ""} style="background:rgba(0,114,178,{.34*p.get(c,0.):.2f})">{_num(p.get(c,0.),2)}</td>'
+    head = ''.join(f'<th scope=col>{esc(m)}</th>' for m in told)
+    rows = ''.join(f'<tr><th scope=row{" class=true" if c==case.label else ""}>{esc(c)}</th>{"".join(cell(c,p) for p in told.values())}</tr>' for c in case.probs)
     return f'<table class=probs><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 def _case_html(case):
@@ -334,18 +349,15 @@ def render_report(*, title, settings, train, test, history, preds, branches=None
         warnings.simplefilter('ignore', UserWarning)
         scores = [None if p is None else evaluate(p) for _,p,_ in readers]
     cohorts = [c for c in (source, train, test) if c is not None]
-    n = max(len(classes_of(preds)), 2)
     history = pd.DataFrame() if history is None else history
     wrong, right = [c for c in cases if c.label != c.pred], [c for c in cases if c.label == c.pred]
     shown = [h for word,cs in (('Wrong',wrong),('Right',right)) if cs for h in (f'<h3>{word}</h3>', *map(_case_html, cs))]
-    fig = lambda draw,size,alt,name: svg_figure(draw, size, alt, name)
     parts = [
      _section('Result', _headline(preds, scores[0], baseline, bayes), _remarks([*scores[0].attrs['notes'], *notes]), first=True),
      _section('Patients', _cohort_table(training=train, test=test), _leaks(train, test, cohorts), _findings(cohorts)),
-     _section('Learning', fig(lambda f: (f.get_layout_engine().set(wspace=.08), plot_history(history, f.subplots(1,2))), (9.8,3.5), 'Learning curves: losses with every term, and accuracies of fusion and branches, by epoch', 'learning')),
-     _section('Errors', '<div class=pair>', fig(lambda f: plot_confusion(preds, f.subplots()), (4.7,4.2), 'Confusion matrix: true class by predicted class', 'confusion'),
-              fig(lambda f: plot_roc(preds, f.subplots()), (4.7,4.2), 'ROC curves of each class against the rest', 'roc'), '</div>', _class_table(preds)),
-     _section('Microscopes', fig(lambda f: _readers_plot(f, readers, scores), (9.8,.62+.42*len(readers)), 'Accuracy with interval of the fusion, each branch and logistic regression', 'readers'), _readers_table(readers, scores)),
+     _section('Learning', svg_figure(lambda f: (f.get_layout_engine().set(wspace=.08), plot_history(history, f.subplots(1,2))), (9.8,3.5), 'Learning curves: losses with every term, and accuracies of fusion and branches, by epoch', 'learning')),
+     _section('Errors', _error_figures(preds), _class_table(preds)),
+     _section('Microscopes', svg_figure(lambda f: _readers_plot(f, readers, scores), (9.8,.62+.42*len(readers)), 'Accuracy with interval of the fusion, each branch and logistic regression', 'readers'), _readers_table(readers, scores)),
      _section('Cases', *(shown or ['<p>No case was chosen.</p>'])),
      _section('Settings', _settings(settings)), _section('How to read this page, and what it cannot tell', READING)]
     return _page(title, test, preds, parts)

@@ -16,13 +16,12 @@ def bag_distances(
 ) -> Tensor: # Distances D between instances after bag-wise min-max scaling, float32 [B,N,N]; 0 where a slot is padding
     "Euclidean distances between the instances of each bag (method steps 1 and 2)."
     x = feats.detach().float().flatten(2)
-    real = mask[..., None]
-    span = x.masked_fill(~real, -torch.inf).amax((1, 2)) - x.masked_fill(~real, torch.inf).amin((1, 2))
-    x = x.masked_fill(~real, 0)
-    # the fast matrix-product form of cdist gives identical images a distance above zero, so the exact form it is
+    lo, hi = x.aminmax(dim=2)
+    span = (hi.masked_fill(~mask, -torch.inf).amax(1) - lo.masked_fill(~mask, torch.inf).amin(1))[:, None, None]
+    # the matrix-product form of cdist would give identical images a distance above zero, so the exact form it is
     D = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
-    D = torch.where(span[:, None, None] > 0, D / span[:, None, None], 0)
-    return D * (real & mask[:, None])
+    # selected, not multiplied, by the mask: padding may be NaN
+    return torch.where(mask[:, :, None] & mask[:, None] & (span > 0), D / span, 0)
 
 # %% ../nbs/04_smil.ipynb #c011
 def smil_weights(
