@@ -43,7 +43,9 @@ def encode_real(
 ) -> Tensor|None: # Maps with x's leading shape, zeros where there is no image; None if the whole batch has none
     "Encode the real images of a batch in one call."
     if not mask.any(): return None
-    f = encoder(x[mask])
+    x = x[mask]
+    small = not torch.is_grad_enabled() and x.device.type == 'cpu'
+    f = torch.cat([encoder(p) for p in x.split(8)]) if small else encoder(x)
     return f.new_zeros(*mask.shape, *f.shape[1:]).index_put((mask,), f)
 
 # %% ../nbs/06_model.ipynb #c011
