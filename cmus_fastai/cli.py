@@ -46,7 +46,7 @@ def _cohorts(a, folder):
 # %% ../nbs/14_cli.ipynb #c008
 def _fit(learn, a, folder, seed, features):
     "Train one head on features; returns the Learner on features and its history."
-    save = SaveModelCallback(monitor='valid_loss', fname=f'best{seed}')
+    save = SaveModelCallback(monitor='loss_fusion', comp=np.less, fname=f'best{seed}')
     fast = learn.cache_features(n_views=a.views, progress=a.progress, features=features, seed=seed, cbs=save)
     with _quiet(fast, a.progress): fast.fit_preset(a.epochs)
     return fast, fast.history()
@@ -62,7 +62,7 @@ def _quiet(learn, progress):
 def _finetune(learn, a, seed, history):
     "Train the whole network, encoders slowly; returns the longer history."
     learn.unfreeze()
-    learn.add_cb(SaveModelCallback(monitor='valid_loss', fname=f'tuned{seed}'))
+    learn.add_cb(SaveModelCallback(monitor='loss_fusion', comp=np.less, fname=f'tuned{seed}'))
     with _quiet(learn, a.progress): learn.fit_one_cycle(a.finetune_epochs, slice(1e-6, 1e-4))
     more = learn.history()
     return pd.concat([history, more.assign(epoch=more.epoch + len(history))], ignore_index=True)
@@ -109,7 +109,7 @@ _records = lambda t: json.loads(t.reset_index().to_json(orient='records'))
 def _write(folder, a, train, test, source, history, preds, branches, base, weights, seeds, model, seconds):
     "Everything into `folder`."
     settings = dict(backbone=a.backbone, weights=a.weights, encoders='fine-tuned' if a.finetune else f'frozen, {a.views} views of each training image', image_size=a.size, epochs=a.epochs,
-                    seed=a.seed, validation=f'{a.valid:.0%} of the training patients', loss='fusion 1, OM 0.3, IM 0.5, TEM 0.2', SMIL='t = 1.5, sum', projection=256,
+                    seed=a.seed, validation=f'{a.valid:.0%} of the training patients', loss='fusion 1, OM 0.3, IM 0.5, TEM 0.2; label smoothing 0.1', SMIL='t = 1.5, sum', projection=256,
                     cmus_fastai=__version__, torch=torch.__version__, python=platform.python_version(), minutes=round(seconds/60, 1))
     bayes = {m: bayes_accuracy(m) for m in [('OM',), ('IM',), ('TEM',), ('OM', 'IM'), ('OM', 'TEM'), ('IM', 'TEM'), MODALITIES]} if a.simulated else None
     notes = [] if len(seeds['accuracies']) == 1 else [f"Mean accuracy over {len(seeds['accuracies'])} seeds: {seeds['mean']:.3f} ({seeds['low']:.3f} to {seeds['high']:.3f}); each: "
@@ -169,12 +169,12 @@ def _parser():
     add('--test', help='test patients of their own, folder or table; default: a part of --data')
     add('--out', default='cmus_demo_out', help='folder to write')
     add('--overwrite', action='store_true', help='replace the folder if it exists')
-    add('--n_patients', type=int, default=150, help='simulated patients'); add('--phantom_seed', type=int, default=0, help='seed of the simulation')
-    add('--test_share', type=float, default=.25, help='share of patients to test on'); add('--valid', type=float, default=.2, help='share of the training patients to validate on')
+    add('--n_patients', type=int, default=225, help='simulated patients'); add('--phantom_seed', type=int, default=0, help='seed of the simulation')
+    add('--test_share', type=float, default=1/3, help='share of patients to test on'); add('--valid', type=float, default=.2, help='share of the training patients to validate on')
     add('--seed', type=int, default=0, help='seed of splits and training'); add('--seeds', type=int, default=1, help='train this many times, from this many seeds')
     add('--backbone', default='tf_efficientnet_lite0', help='timm backbone'); add('--weights', default='imagenet', help="'imagenet', 'package', 'hub', or a file")
     add('--size', type=int, default=224, help='side of the images, px'); add('--bs', type=int, default=4, help='patients in a batch of images')
-    add('--epochs', type=int, default=25, help='epochs on the features of frozen encoders'); add('--views', type=int, default=3, help='symmetries of each training image, 1 to 8')
+    add('--epochs', type=int, default=25, help='epochs on the features of frozen encoders'); add('--views', type=int, default=2, help='symmetries of each training image, 1 to 8')
     add('--finetune', action='store_true', help='train the encoders too (always where a GPU is, unless --frozen)'); add('--frozen', action='store_true', help='keep encoders frozen, also on a GPU')
     add('--finetune_epochs', type=int, default=10, help='epochs end to end'); add('--num_workers', type=int, default=None, help='processes that read images')
     add('--strict', action='store_true', help='refuse a cohort with any problem'); add('--no_progress', dest='progress', action='store_false', help='no progress bars')

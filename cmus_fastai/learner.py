@@ -8,7 +8,7 @@ __all__ = ['presets', 'cmus_splitter', 'BatchGuard', 'OutOfMemory', 'CMUSLearner
 # %% ../nbs/08_learner.ipynb #c006
 from functools import partial
 from pathlib import Path
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from torch import nn
 from fastcore.all import L, patch
 from matplotlib import pyplot as plt
@@ -25,9 +25,9 @@ from .multiloss import MultiLoss, MultiLossCallback
 
 # %% ../nbs/08_learner.ipynb #c008
 presets = dict(
-    paper=dict(lr=5e-5, wd=5e-5, opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, amsgrad=True)), head=dict(),
+    paper=dict(lr=5e-5, wd=5e-5, opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, amsgrad=True)), head=dict(), loss=dict(),
                fit='fit_flat_cos', fit_kw=dict(pct_start=0., div_final=10)),
-    small=dict(lr=1e-3, wd=1e-2, opt_func=Adam, head=dict(proj=256), fit='fit_one_cycle', fit_kw=dict()))
+    small=dict(lr=3e-4, wd=1e-2, opt_func=Adam, head=dict(proj=256), loss=dict(label_smoothing=.1), fit='fit_one_cycle', fit_kw=dict()))
 
 # %% ../nbs/08_learner.ipynb #c010
 def cmus_splitter(
@@ -109,7 +109,7 @@ def cmus_learner(
     weights='imagenet',               # Its weights, see `Encoder`
     preset:str='small',               # 'small' or 'paper', see above
     model:nn.Module|None=None,        # A model of your own instead
-    loss_func=None,                   # Default: `MultiLoss()` with the published weights
+    loss_func=None,                   # Default: `MultiLoss` with the published weights
     metrics=accuracy,                 # Of the fusion; the callback adds terms and branches
     seed:int|None=None,               # Seed of the heads' start and of the batches' order
     precision:str|None='auto',        # 'auto' (bf16 or fp16 on a GPU, fp32 on CPU), 'bf16', 'fp16', None
@@ -124,7 +124,7 @@ def cmus_learner(
     p = presets[preset]
     if seed is not None: set_seed(seed)
     if model is None: model = CMUSNet(dls.c, backbone, weights, encoder_kw=encoder_kw, **{**p['head'], **head_kw})
-    learn = CMUSLearner(dls, model, loss_func=loss_func or MultiLoss(), metrics=metrics, splitter=cmus_splitter, opt_func=p['opt_func'],
+    learn = CMUSLearner(dls, model, loss_func=loss_func or MultiLoss(**p['loss']), metrics=metrics, splitter=cmus_splitter, opt_func=p['opt_func'],
                         lr=lr or p['lr'], wd=p['wd'] if wd is None else wd, cbs=[MultiLossCallback(), BatchGuard(), *L(cbs)], train_bn=False, path=path, model_dir=model_dir)
     learn.preset = preset
     gpu = torch.device(dls.device).type == 'cuda' if dls.device is not None else False
