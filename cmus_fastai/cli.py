@@ -7,24 +7,27 @@ __all__ = ['MODALITIES', 'run', 'cmus_demo']
 
 # %% ../nbs/14_cli.ipynb #c003
 import argparse, json, os, platform, shutil, sys, tempfile, time, warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 # %% ../nbs/14_cli.ipynb #c004
+warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)   # said by a library at import, and no news to a user
+
+# %% ../nbs/14_cli.ipynb #c005
 import numpy as np, pandas as pd, torch
-from fastai.callback.all import CSVLogger, SaveModelCallback
-from fastai.basics import set_seed
+from fastai.callback.all import SaveModelCallback
 from . import __version__
 from .artifact import save_model
 from .bag import read_image
 from .cohort import Cohort, CohortError, CohortWarning, audit_leak, check_same_classes
 from .encoder import WeightsNotFound
-from .evaluate import compare, evaluate, logistic_baseline, per_class, predictions
-from .features import FeatureSet, feature_dls
+from .evaluate import compare, evaluate, logistic_baseline, per_class, predictions, resample_counts
+from .features import feature_dls
 from .learner import OutOfMemory, cmus_learner
 from .phantom import bayes_accuracy, make_phantom
 from .report import CaseView, pick_cases, write_report
 
-# %% ../nbs/14_cli.ipynb #c006
+# %% ../nbs/14_cli.ipynb #c007
 MODALITIES = 'OM', 'IM', 'TEM'
 
 def _cohorts(a, folder):
@@ -43,7 +46,7 @@ def _cohorts(a, folder):
     if len(leak): raise CohortError(f"training and test data share {len(leak)} patients, groups or images:\n{leak.head(10).to_string()}\nRemove them from one of the two.")
     return whole, check_same_classes(whole, test), None
 
-# %% ../nbs/14_cli.ipynb #c008
+# %% ../nbs/14_cli.ipynb #c009
 def _fit(learn, a, folder, seed, features):
     "Train one head on features; returns the Learner on features and its history."
     save = SaveModelCallback(monitor='loss_fusion', comp=np.less, fname=f'best{seed}')
@@ -52,13 +55,12 @@ def _fit(learn, a, folder, seed, features):
     return fast, fast.history()
 
 def _quiet(learn, progress):
-    from contextlib import ExitStack
     stack = ExitStack()
     stack.enter_context(learn.no_logging())
     if not progress: stack.enter_context(learn.no_bar())
     return stack
 
-# %% ../nbs/14_cli.ipynb #c009
+# %% ../nbs/14_cli.ipynb #c010
 def _finetune(learn, a, seed, history):
     "Train the whole network, encoders slowly; returns the longer history."
     learn.unfreeze()
@@ -67,7 +69,7 @@ def _finetune(learn, a, seed, history):
     more = learn.history()
     return pd.concat([history, more.assign(epoch=more.epoch + len(history))], ignore_index=True)
 
-# %% ../nbs/14_cli.ipynb #c010
+# %% ../nbs/14_cli.ipynb #c011
 def _read_test(learn, fast, a, test, cases, tuned):
     "Outputs for the test patients: dict of probabilities, the modalities present, and SMIL weights."
     learn.model.eval()
@@ -79,7 +81,7 @@ def _read_test(learn, fast, a, test, cases, tuned):
     weights = [w[:len(t)].float().cpu().numpy() for w, t in zip((w for o in outs for w in o.weights), test.df.TEM)]
     return probs, torch.cat([o.present for o in outs]).cpu().numpy(), weights
 
-# %% ../nbs/14_cli.ipynb #c012
+# %% ../nbs/14_cli.ipynb #c013
 def _tables(test, classes, probs, present):
     "Predictions of the fusion and of every branch for the patients who have its modality."
     new = lambda df, p: predictions(df.index, df.label, p, classes, df.group)
@@ -94,10 +96,9 @@ def _case_views(preds, branches, test, weights, size):
     return [CaseView(i, preds.at[i, 'label'], preds.at[i, 'pred'], p_of(preds, i), {m: p_of(t, i) for m, t in branches.items() if i in t.index},
                      pic(test[i].OM), pic(test[i].IM), [pic(p) for p in test[i].TEM], list(weights[row[i]])) for i in pick_cases(preds)]
 
-# %% ../nbs/14_cli.ipynb #c013
+# %% ../nbs/14_cli.ipynb #c014
 def _seed_summary(all_preds, level=.95, n_boot=2000):
     "Mean accuracy over seeds, with an interval by bootstrap over patients (or groups)."
-    from cmus_fastai.evaluate import resample_counts
     right = np.mean([(p.pred == p.label).to_numpy(float) for p in all_preds], 0)
     counts = resample_counts(all_preds[0].group, n_boot)
     low, high = np.quantile((counts*right).sum(1)/counts.sum(1), [(1 - level)/2, (1 + level)/2])
@@ -105,7 +106,7 @@ def _seed_summary(all_preds, level=.95, n_boot=2000):
 
 _records = lambda t: json.loads(t.reset_index().to_json(orient='records'))
 
-# %% ../nbs/14_cli.ipynb #c014
+# %% ../nbs/14_cli.ipynb #c015
 def _write(folder, a, train, test, source, history, preds, branches, base, weights, seeds, model, seconds):
     "Everything into `folder`."
     settings = dict(backbone=a.backbone, weights=a.weights, encoders='fine-tuned' if a.finetune else f'frozen, {a.views} views of each training image', image_size=a.size, epochs=a.epochs,
@@ -124,7 +125,7 @@ def _write(folder, a, train, test, source, history, preds, branches, base, weigh
     (folder/'metrics.json').write_text(json.dumps(metrics, indent=2, default=str), encoding='utf-8')
     save_model(model, folder/'model', train.classes, a.size, seed=a.seed)
 
-# %% ../nbs/14_cli.ipynb #c016
+# %% ../nbs/14_cli.ipynb #c017
 def run(a, folder):
     "The main job with parsed arguments `a`, written into `folder`; returns the table of metrics."
     start = time.time()
@@ -152,7 +153,7 @@ def run(a, folder):
     _write(folder, a, train, test, source, history, preds, branches, base, weights, _seed_summary(all_preds), model, time.time() - start)
     return evaluate(preds), evaluate(base), _seed_summary(all_preds)
 
-# %% ../nbs/14_cli.ipynb #c017
+# %% ../nbs/14_cli.ipynb #c018
 def _baseline(features, cases, train, test, seed):
     "Logistic regression on pooled frozen features of all training patients."
     known = {c.patient: c.pooled() for part in features for c in part}
@@ -161,7 +162,7 @@ def _baseline(features, cases, train, test, seed):
     probs = logistic_baseline(x, train.df.label, z, train.classes, groups=train.df.group, C=.01, seed=seed)
     return predictions(test.df.index, test.df.label, probs, train.classes, test.df.group)
 
-# %% ../nbs/14_cli.ipynb #c018
+# %% ../nbs/14_cli.ipynb #c019
 def _parser():
     p = argparse.ArgumentParser('cmus_demo', description='From a folder of biopsies to a trained, reported CMUS-Net.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = p.add_argument
@@ -180,7 +181,7 @@ def _parser():
     add('--strict', action='store_true', help='refuse a cohort with any problem'); add('--no_progress', dest='progress', action='store_false', help='no progress bars')
     return p
 
-# %% ../nbs/14_cli.ipynb #c020
+# %% ../nbs/14_cli.ipynb #c021
 _expected = (CohortError, WeightsNotFound, OutOfMemory, FloatingPointError, ValueError, OSError)
 
 def cmus_demo(argv=None):
