@@ -10,7 +10,9 @@ repeat, so that a noisy machine disturbs them alike. Peak memory is that of a fr
     python benchmarks/step.py [--backbone tf_efficientnet_lite0] [--size 224] [--repeats 5] [--device cpu] [--json out.json]
 """
 import argparse, json, platform, resource, statistics, subprocess, sys, time
+import warnings
 import torch
+warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 from cmus_fastai.model import CMUSNet
 from cmus_fastai.multiloss import MultiLoss
 
@@ -62,7 +64,7 @@ def child(a):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--backbone', default='tf_efficientnet_lite0'); p.add_argument('--size', type=int, default=224)
-    p.add_argument('--repeats', type=int, default=5); p.add_argument('--device', default='cpu'); p.add_argument('--proj', type=int, default=0)
+    p.add_argument('--repeats', type=int, default=5); p.add_argument('--device', default='cpu'); p.add_argument('--proj', type=int, default=256, help='as in the small preset; 0: none, as published')
     p.add_argument('--json'); p.add_argument('--bs', type=int, default=4, help=argparse.SUPPRESS); p.add_argument('--child', nargs=2, help=argparse.SUPPRESS)
     a = p.parse_args()
     if a.child: return child(a)
