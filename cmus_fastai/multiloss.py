@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MultiLoss', 'MultiLossCallback']
 
-# %% ../nbs/07_multiloss.ipynb #c003
+# %% ../nbs/07_multiloss.ipynb #c005
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Metric
 from .model import CMUSOutput
 
-# %% ../nbs/07_multiloss.ipynb #c005
+# %% ../nbs/07_multiloss.ipynb #c007
 _branches = 'om', 'im', 'tem'
 
 class MultiLoss:
@@ -52,7 +52,7 @@ class MultiLoss:
     def activation(self, logits): return logits.softmax(-1)
     def decodes(self, probs): return probs.argmax(-1)
 
-# %% ../nbs/07_multiloss.ipynb #c011
+# %% ../nbs/07_multiloss.ipynb #c013
 class _CaseMean(Metric):
     "Mean over patients of what `f(learn)` returns: values [B], and who counts [B]."
     def __init__(self, name, f): self._name, self.f = name, f
@@ -74,7 +74,7 @@ def _acc_metric(i, k):
         return (getattr(learn.out, k).argmax(1) == learn.y.as_subclass(Tensor)) & present, present
     return _CaseMean(f'acc_{k}', f)
 
-# %% ../nbs/07_multiloss.ipynb #c012
+# %% ../nbs/07_multiloss.ipynb #c014
 class MultiLossCallback(Callback):
     "Train on all four heads, predict with the fusion, and record every term of the loss and every branch's accuracy."
     order = 5   # before MixedPrecision, which wants a tensor as prediction
