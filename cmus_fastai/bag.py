@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['read_image', 'TensorOM', 'TensorIM', 'TensorTEM', 'SlotMask', 'OMSlot', 'IMSlot', 'TEMBag', 'LoadSlot', 'pad_bags',
-           'Augment', 'show_case', 'CaseBatch', 'TriModalDL', 'TriModalBlock']
+           'Augment', 'bucket_order', 'show_case', 'CaseBatch', 'TriModalDL', 'AsSlots', 'TriModalBlock']
 
 # %% ../nbs/02_bag.ipynb #c006
+import io, json, os, re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from PIL import Image
 from matplotlib import pyplot as plt
-from fastcore.all import L, fastuple, patch
+from fastcore.all import L, defaults, delegates, fastuple, patch
+from fastprogress.fastprogress import progress_bar
 from fasttransform import ItemTransform, Transform
 from fastai.data.all import (CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, TensorCategory, TfmdDL, TransformBlock, to_cpu)
-from fastai.torch_core import TensorBase, TensorImage
-from .cohort import Cohort, check_same_classes
+from fastai.torch_core import TensorBase, TensorImage, default_device
+from .cohort import Cohort, CohortError, check_same_classes, slot_of
 
 # %% ../nbs/02_bag.ipynb #c010
 def _to_uint8(a:np.ndarray, path) -> np.ndarray:
@@ -25,10 +30,19 @@ def _to_uint8(a:np.ndarray, path) -> np.ndarray:
         if not np.isfinite(a).all(): raise ValueError(f"{path}: the image holds NaN or infinite values; export it again from the microscope's software")
         full = 1. if 0 <= a.min() and a.max() <= 1 else max(a.max() - a.min(), 1e-12)
         return ((a - (0 if full == 1. else a.min())) * np.float32(255/full)).round().astype(np.uint8)
-    bits = next((b for b in (8, 10, 12, 14, 16) if a.max() < 2**b), 32)
-    return (np.clip(a, 0, None).astype(np.float32) * np.float32(255/(2**bits - 1))).round().astype(np.uint8)
+    top = a.max()
+    bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
+    eight = lambda v: (v.astype(np.float32) * np.float32(255/(2**bits - 1))).round().astype(np.uint8)
+    return eight(np.arange(2**bits))[a] if bits <= 16 and a.min() >= 0 else eight(np.clip(a, 0, None))
 
 # %% ../nbs/02_bag.ipynb #c011
+def _opaque(im, background):
+    "An image as L or RGB, on `background` where it is transparent."
+    if im.has_transparency_data:
+        im = im.convert('RGBA')
+        im = Image.alpha_composite(Image.new('RGBA', im.size, (*background, 255)), im)
+    return im if im.mode in ('L', 'RGB') else im.convert('RGB')
+
 def read_image(
     path,                            # Image file
     size:int|None=None,              # Side of the square result in px; None keeps the image's own size
@@ -38,15 +52,13 @@ def read_image(
     "Read an image of any usual depth and colour mode as 8-bit RGB; the whole picture is squeezed into the square."
     try:
         with Image.open(path) as im:
+            draft = size and im.draft(None, (2*size, 2*size))    # JPEG: (mode, the picture's exact box in reduced pixels)
             im.load()
             if im.mode.startswith('I') or im.mode == 'F': im = Image.fromarray(_to_uint8(np.asarray(im), path))
-            if im.has_transparency_data:
-                im = im.convert('RGBA')
-                im = Image.alpha_composite(Image.new('RGBA', im.size, (*background, 255)), im)
-            im = im.convert('RGB')
+            im = _opaque(im, background)
     except OSError as e: raise OSError(f"{path} cannot be read as an image ({e}); open it in a viewer and export it again") from e
-    if size: im = im.resize((size, size), getattr(Image.Resampling, resample.upper()))
-    return np.asarray(im)
+    if size: im = im.resize((size, size), getattr(Image.Resampling, resample.upper()), box=draft and draft[1], reducing_gap=2.)
+    return np.asarray(im.convert('RGB'))
 
 # %% ../nbs/02_bag.ipynb #c014
 class TensorOM(TensorImage): "Optical microscopy, [...,3,H,W]"
@@ -106,17 +118,22 @@ class Augment(Transform):
 
     def encodes(self, x:TensorOM): return self._light(self._turn(_stain(x, self.stain)))
     def encodes(self, x:TensorTEM): return self._light(self._turn(x))
-    def encodes(self, x:TensorIM): return (self._turn(x) * _normal(x, self.brightness).exp()).clamp(0, 1)
+    def encodes(self, x:TensorIM): return (self._turn(x) * _normal(x, self.brightness).exp()).clamp_(0, 1)
 
     def _turn(self, x):
         if not self.flips: return x
-        for op in (lambda t: t.flip(-1), lambda t: t.flip(-2), lambda t: t.transpose(-1, -2)):
-            x = torch.where(torch.rand(*x.shape[:-3], 1, 1, 1, device=x.device) < .5, op(x), x)
-        return x
+        flat = x.reshape(-1, *x.shape[-3:])
+        out, drawn = torch.empty_like(flat), torch.randint(8, (len(flat),))
+        for k in range(8):                                # the images of one symmetry together: each pixel is moved once
+            these = (drawn == k).nonzero().flatten().to(x.device)
+            t = flat[these].flip([d for d, bit in ((-1, 1), (-2, 2)) if k & bit])
+            out[these] = t.transpose(-1, -2) if k & 4 else t
+        return out.view_as(x)
 
     def _light(self, x):
         if not self.brightness and not self.contrast: return x
-        return ((x - .5) * _normal(x, self.contrast).exp() + .5 + _normal(x, self.brightness)).clamp(0, 1)
+        gain = _normal(x, self.contrast).exp()
+        return torch.addcmul(.5 - .5*gain + _normal(x, self.brightness), x, gain).clamp_(0, 1)
 
 # %% ../nbs/02_bag.ipynb #c024
 def _normal(x, std, channels=1):
@@ -128,6 +145,21 @@ def _stain(x, std):
     if not std: return x
     density = -(x.clamp(min=1/255)).log()
     return (-(density * _normal(x, std, 3).exp() + _normal(x, std/2, 3))).exp().clamp(0, 1)
+
+# %% ../nbs/02_bag.ipynb #c027a
+def bucket_order(
+    idxs:list,    # Patients by number, in random order
+    sizes,        # Bag size of each patient, by number
+    bs:int,       # Patients in a batch
+    rng,          # A `random.Random`
+    pool:int=8,   # Batches in a pool
+) -> list: # The same numbers in another order
+    "Reorder shuffled patients so that those with bags of like size fall into one batch."
+    whole, step = len(idxs)//bs*bs, bs*pool
+    pools = [sorted(idxs[i:min(i + step, whole)], key=sizes.__getitem__) for i in range(0, whole, step)]
+    batches = [p[i:i + bs] for p in pools for i in range(0, len(p), bs)]
+    rng.shuffle(batches)
+    return [i for b in [*batches, idxs[whole:]] for i in b]
 
 # %% ../nbs/02_bag.ipynb #c028
 def show_case(
@@ -163,7 +195,21 @@ def _repad(bag):
 class CaseBatch(fastuple): "The inputs of a batch, for fastai's dispatch: OM, IM and TEM slots"
 
 class TriModalDL(TfmdDL):
-    "A fastai DataLoader that shows one patient a row."
+    "A fastai DataLoader that shows one patient a row, and can bring bags of like size together."
+    @delegates(TfmdDL.__init__)
+    def __init__(self, dataset,
+        bucket:bool=False,  # When shuffling, put bags of like size into one batch; needs items with a bag, `item.TEM`
+        **kwargs
+    ):
+        self.bucket = bucket
+        super().__init__(dataset, **kwargs)
+
+    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'bucket': self.bucket, **kwargs})
+
+    def shuffle_fn(self, idxs):
+        idxs = super().shuffle_fn(idxs)
+        return bucket_order(idxs, [len(item.TEM) for item in self.dataset.items], self.bs, self.rng) if self.bucket and self.bs else idxs
+
     def _pre_show_batch(self, b, max_n=9):
         # batches of unequal bags come back from get_preds as lists: pad them again
         b = tuple(_repad(x) if isinstance(x, TEMBag) else x for x in b)
@@ -189,13 +235,21 @@ class TriModalDL(TfmdDL):
         y = [self.vocab[int(i)] for i in b[-1]] if len(b) > 3 else [None]*len(pred)
         self.show_batch(b, max_n=max_n, titles=[p if t is None else f'{t}, read as {p}' for t, p in zip(y, pred)], **kwargs)
 
+# %% ../nbs/02_bag.ipynb #c031a
+class AsSlots(ItemTransform):
+    "Slots that came back from pinned memory as lists are slots again."
+    order = 0   # before images become float
+    def encodes(self, b):
+        kinds = {tensor: slot for slot, tensor, _ in LoadSlot._kinds.values()}
+        return tuple(kinds[type(x[0])](*x) if isinstance(x, list) and x and type(x[0]) in kinds else x for x in b)
+
 # %% ../nbs/02_bag.ipynb #c032
 def TriModalBlock(
     size:int=224,            # Side of the square images in px (published: 224)
     resample:str='bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
 ) -> tuple: # Three `TransformBlock`s: OM, IM, TEM
     "Blocks for the three modalities of a case; items are a path, a path and a list of paths."
-    kw = dict(batch_tfms=IntToFloatTensor, dl_type=TriModalDL, dls_kwargs=dict(before_batch=pad_bags))
+    kw = dict(batch_tfms=[AsSlots, IntToFloatTensor], dl_type=TriModalDL, dls_kwargs=dict(before_batch=pad_bags))
     return tuple(TransformBlock(type_tfms=LoadSlot(m, size, resample), **kw) for m in ('OM', 'IM', 'TEM'))
 
 # %% ../nbs/02_bag.ipynb #c033
@@ -206,6 +260,12 @@ def datablock(self:Cohort, size:int=224, augment=True, resample='bicubic', split
                      getters=[ItemGetter(k) for k in ('OM', 'IM', 'TEM', 'label')], splitter=splitter,
                      batch_tfms=Augment() if augment is True else (augment or None))
 
+# %% ../nbs/02_bag.ipynb #c033b
+def _n_workers(rows):
+    "Worker processes worth starting for these patients."
+    n = sum((r.OM is not None) + (r.IM is not None) + len(r.TEM) for r in rows)
+    return 0 if n < 300 or defaults.cpus < 2 else min(8, defaults.cpus)
+
 # %% ../nbs/02_bag.ipynb #c034
 @patch
 def dataloaders(self:Cohort,
@@ -214,19 +274,120 @@ def dataloaders(self:Cohort,
     bs:int=4,                # Patients in a batch (published: 4)
     augment=True,            # True, False, or an `Augment(...)` of your own; training only
     seed:int=0,              # Decides who is in the validation part
-    num_workers:int|None=None, # Processes that read images; None: fastai's choice
+    num_workers:int|None=None, # Processes that read images; None: as many as are worth starting, 0 for fewer than 300 images
     resample:str='bicubic',  # How images are resized
-    **kwargs,                # Passed on to fastai's `DataBlock.dataloaders`
+    bucket:bool=True,        # Bring bags of like size together in training, see `bucket_order`
+    cache=None,              # Keep feature maps while encoders are frozen: True (in memory), a folder, or a `FeatureCache`
+    **kwargs,                # Passed on to fastai's `DataBlock.dataloaders`, e.g. `device`, `pin_memory` (default: when that is a GPU)
 ) -> DataLoaders: # `dls.train` and `dls.valid`; the cohorts are `dls.cohorts`
     "DataLoaders of a cohort, split by patient."
     if not self.labelled: raise ValueError(f"{self.name}: training needs a label for every patient; left without: {list(self.df.index[self.df.label.isna()][:5])}")
     train, valid = (self, check_same_classes(self, valid)) if isinstance(valid, Cohort) else self.split(test=valid, seed=seed)
     rows = [*train, *valid]
     block = self.datablock(size, augment, resample, IndexSplitter(range(len(train), len(rows))))
-    dls = block.dataloaders(rows, bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, **kwargs)
-    dls.cohorts = train, valid
+    kwargs.setdefault('pin_memory', torch.device(kwargs.get('device') or default_device()).type == 'cuda')
+    if num_workers is None: num_workers = _n_workers(rows)
+    dls = block.dataloaders(rows, bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, bucket=bucket, **kwargs)
+    dls.cohorts, dls.cache, dls.reading = (train, valid), cache, dict(size=size, resample=resample, num_workers=num_workers)
     return dls
 
 # %% ../nbs/02_bag.ipynb #c038
 @patch(as_prop=True)
 def iloc(self:Cohort): return self.df.iloc   # how fastai's test_dl asks a table for its first row
+
+# %% ../nbs/02_bag.ipynb #c051
+_UNFIT = re.compile(r'[^\w .()+=@,-]|^[. ]|[. ]$|^(?=(con|prn|aux|nul|com\d|lpt\d)(\.|$))', re.I)
+
+def _fit_names(names): # key → wished name
+    "Names that every disk takes, no two alike: a changed or repeated name ends in ~ and a fingerprint of its key."
+    fit = {k: _UNFIT.sub('_', n)[:60] or '_' for k, n in names.items()}
+    wished = Counter(n.casefold() for n in fit.values())
+    mark = lambda k: blake2b(os.fsencode(k), digest_size=6).hexdigest()
+    return {k: n if n == names[k] and wished[n.casefold()] == 1 else f'{n}~{mark(k)}' for k, n in fit.items()}
+
+def _copy_names(cohort): # → {(patient, slot, path): name below the folder}
+    "Where the copy of each image goes: [class/]patient/file.png."
+    out, same = {}, lambda names: _fit_names({n: n for n in names})
+    patients, classes = same(cohort.df.index), same(cohort.df.label.unique()) if cohort.labelled else {}
+    for r in cohort:
+        images = [(s, r[s]) for s in ('OM', 'IM') if r[s] is not None] + [('TEM', p) for p in r.TEM]
+        stem = lambda s, p: p.stem if (slot_of(p.name) or '').startswith(s) else f'{s}_{p.stem}'
+        stems = _fit_names({f'{s} {p}': stem(s, p) for s, p in images})
+        base = '/'.join(([classes[r.label]] if classes else []) + [patients[r.name]])
+        out.update({(r.name, s, p): f"{base}/{stems[f'{s} {p}']}.png" for s, p in images})
+    return out
+
+# %% ../nbs/02_bag.ipynb #c053
+def _fingerprint(data): return blake2b(data, digest_size=16).hexdigest()
+
+def _replace(path, data):
+    "Write a file whole or not at all."
+    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    try: part.write_bytes(data); os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
+def _write_copy(source, copy, size, resample, slot):
+    "Write an image as the network will see it, as PNG; its fingerprint and how many bytes it takes."
+    a, png = read_image(source, size, resample, LoadSlot._kinds[slot][2]), io.BytesIO()
+    Image.fromarray(a[..., 0] if (a == a[..., :1]).all() else a).save(png, 'PNG', compress_level=1)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    _replace(copy, data := png.getvalue())
+    return dict(copy=_fingerprint(data), bytes=len(data))
+
+def _copy_image(source, copy, note, digest, size, resample, slot):
+    "Write the copy of one image unless `note` says that it is there; the note for the next time."
+    now = digest or _fingerprint(source.read_bytes())
+    same = bool(note) and note['digest'] == now
+    if same and (note['size'], note['resample']) == (size, resample) and copy.is_file() and copy.stat().st_size == note['bytes']: return note
+    if note and not same and note['source'] != str(source): raise ValueError(f"{copy} is the copy of another image, {note['source']}; give each cohort a folder of its own")
+    if digest and _fingerprint(source.read_bytes()) != digest: raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
+    return dict(source=str(source), digest=now, size=size, resample=resample, **_write_copy(source, copy, size, resample, slot))
+
+# %% ../nbs/02_bag.ipynb #c054
+def _read_notes(folder, sources):
+    "What `resized.json` says about the copies in a folder; a folder that may hold the user's own files is refused."
+    file, own = folder/'resized.json', next((p for p in sources if Path(p).resolve().is_relative_to(folder.resolve())), None)
+    if own: raise CohortError(f'{folder} holds the original {own}: give another folder, so that no original is written over')
+    if not file.exists():
+        if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()): raise CohortError(f'{folder} is not empty and has no resized.json: give a new folder, so that no file of yours is written over')
+        return {}
+    try: return json.loads(file.read_text(encoding='utf-8'))['copies']
+    except (ValueError, KeyError, TypeError) as e: raise CohortError(f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew') from e
+
+def _save_notes(folder, notes): _replace(folder/'resized.json', json.dumps(dict(copies=notes)).encode())
+
+# %% ../nbs/02_bag.ipynb #c055
+def _copy_all(pool, jobs, folder, notes, progress):
+    "Run the jobs, (patient, source, name, work), and note each copy that is made; the first failure ends the run."
+    todo, fresh = [(*j[:3], pool.submit(j[3])) for j in jobs], 0
+    try:
+        for patient, source, name, f in progress_bar(todo, leave=False) if progress else todo:
+            try: note = f.result()
+            except Exception as e: raise CohortError(f'{patient}: no resized copy of {source}: {e}. Mend this and call resized again: what is finished is kept') from e
+            fresh += note is not notes.get(name)
+            notes[name] = note
+            if fresh > len(notes)//50: _save_notes(folder, notes); fresh = 0     # seldom enough to cost nothing in a large cohort
+    except BaseException: pool.shutdown(cancel_futures=True); raise
+    finally:
+        if fresh: _save_notes(folder, notes)
+
+# %% ../nbs/02_bag.ipynb #c056
+@patch
+def resized(self:Cohort,
+    folder,                   # Where the copies go: a new folder, or that of an earlier call
+    size:int=224,             # Side of the square copies in px
+    resample:str='bicubic',   # How images are resized
+    n_workers:int|None=None,  # Threads; None: one a core, at most 8
+    progress:bool=True,       # Show a progress bar
+) -> Cohort: # The same patients, labels and groups; paths are those of the copies
+    "Write a resized copy of every image, once, and return the cohort of the copies."
+    folder, names = Path(folder).expanduser().absolute(), _copy_names(self)
+    notes = _read_notes(folder, [p for _, _, p in names])
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder/'resized.json').exists(): _save_notes(folder, notes)      # from now on the folder is known as ours
+    jobs = [(patient, p, n, partial(_copy_image, p, folder/n, notes.get(n), self.digests.get(p), size, resample, s)) for (patient, s, p), n in names.items()]
+    with ThreadPoolExecutor(n_workers or min(8, defaults.cpus)) as pool: _copy_all(pool, jobs, folder, notes, progress)
+    new, column = {k: folder/n for k, n in names.items()}, lambda v: pd.Series(v, self.df.index, dtype=object)
+    df = self.df.assign(**{s: column([None if r[s] is None else new[r.name, s, r[s]] for r in self]) for s in ('OM', 'IM')},
+                        TEM=column([[new[r.name, 'TEM', p] for p in r.TEM] for r in self]))
+    return Cohort(df, self.classes, self._problems, folder, self.name, {folder/n: notes[n]['copy'] for n in names.values()}, self.leaky)
