@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from timm.layers import LayerNorm2d
 from torch import nn, Tensor
+from torch.utils.checkpoint import checkpoint
 from .encoder import Encoder
 from .smil import SMIL
 from .cmsa import CMSA
@@ -37,16 +38,22 @@ def _pair(x, n_dims:int):
 
 # %% ../nbs/06_model.ipynb #c009
 def encode_real(
-    encoder:nn.Module, # Images [M,3,H,W] to maps [M,C,h,w]
-    x:Tensor,          # Images, [B,3,H,W] or padded bags [B,N,3,H,W]
-    mask:Tensor,       # True where the image is real, [B] or [B,N]
+    encoder:nn.Module,   # Images [M,3,H,W] to maps [M,C,h,w]
+    x:Tensor,            # Images, [B,3,H,W] or padded bags [B,N,3,H,W]
+    mask:Tensor,         # True where the image is real, [B] or [B,N]
+    chunk:int|None=None, # Images in a piece; None: all at once in training, 8 (CPU) or 64 without gradients
 ) -> Tensor|None: # Maps with x's leading shape, zeros where there is no image; None if the whole batch has none
-    "Encode the real images of a batch in one call."
-    if not mask.any(): return None
-    x = x[mask]
-    small = not torch.is_grad_enabled() and x.device.type == 'cpu'
-    f = torch.cat([encoder(p) for p in x.split(8)]) if small else encoder(x)
-    return f.new_zeros(*mask.shape, *f.shape[1:]).index_put((mask,), f)
+    "Encode the real images of a batch."
+    rows, flat = mask.flatten().nonzero().squeeze(1), x.flatten(0, mask.ndim - 1)
+    if not len(rows): return None
+    full, grad = len(rows) == len(flat), torch.is_grad_enabled()
+    if chunk is None and not grad: chunk = 8 if x.device.type == 'cpu' else 64
+    run = encoder if full else lambda r: encoder(flat[r])      # picked out piece by piece: a copy of the whole would double the images
+    pieces = (flat if full else rows).split(chunk or len(rows))
+    if chunk and grad: maps = [checkpoint(run, p, use_reentrant=False) for p in pieces]
+    else: maps = [run(p) for p in pieces]
+    f = torch.cat(maps) if len(maps) > 1 else maps[0]
+    return f.unflatten(0, mask.shape) if full else f.new_zeros(*mask.shape, *f.shape[1:]).index_put_((mask,), f)
 
 # %% ../nbs/06_model.ipynb #c011
 class CMUSHead(nn.Module):
@@ -121,9 +128,12 @@ class CMUSNet(nn.Module):
         weights='imagenet',                          # Where their weights come from, see `Encoder`
         freeze_bn:bool=True,                         # Keep the encoders' batch norm statistics
         encoder_kw:dict|None=None,                   # Further arguments for `Encoder`, e.g. dict(img_size=384)
+        chunk:int|None=None,                         # Train in pieces of so many images, with memory for one piece; may be changed later
         **head_kw,                                   # Arguments for `CMUSHead`
     ):
         super().__init__()
+        if chunk and not freeze_bn: raise ValueError("chunk= needs freeze_bn=True: batch statistics would be those of a piece, and be counted twice")
+        self.chunk = chunk
         self.config = dict(n_classes=n_classes, backbone=backbone, freeze_bn=freeze_bn, encoder_kw=encoder_kw, **head_kw)
         new = lambda w: Encoder(backbone, w, freeze_bn=freeze_bn, **(encoder_kw or {}))
         self.om = new(weights)
@@ -146,7 +156,10 @@ class CMUSNet(nn.Module):
 def encode(self:CMUSNet,
     om, im, tem, # As for `forward`
 ) -> list: # Pairs of feature maps and mask for OM, IM and TEM; None for a modality that the whole batch lacks
-    "Feature maps of a batch."
-    pairs = [_pair(x, n) for x, n in ((om, 1), (im, 1), (tem, 2))]
-    maps = [None if p is None else encode_real(enc, *p) for enc, p in zip((self.om, self.im, self.tem), pairs)]
-    return [None if f is None else (f, p[1]) for f, p in zip(maps, pairs)]
+    "Feature maps of a batch; what comes as the encoders' maps, with C channels instead of 3, is passed on."
+    def one(encoder, pair):
+        if pair is None: return None
+        x, mask = pair
+        f = x.float() if x.shape[-3] == encoder.dim else encode_real(encoder, x, mask, self.chunk)
+        return None if f is None else (f, mask)
+    return [one(e, _pair(x, n)) for e, x, n in ((self.om, om, 1), (self.im, im, 1), (self.tem, tem, 2))]

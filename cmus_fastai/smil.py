@@ -10,6 +10,17 @@ import torch
 from torch import nn, Tensor
 
 # %% ../nbs/04_smil.ipynb #c006
+def _pairwise(x:Tensor) -> Tensor:
+    "Euclidean distances within each bag, [B,N,D] to [B,N,N]; exactly 0 between identical instances."
+    # the usual matrix-product form gives identical images a distance above zero, so the exact form it is
+    if x.shape[1] <= 32: return torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    # for large bags the exact form takes seconds: matrix products in float64, and what is below float32's resolution is 0
+    G = sum(p @ p.mT for p in (p.double() for p in x.split(8192, 2)))
+    sq = G.diagonal(dim1=1, dim2=2)
+    size = sq[:, :, None] + sq[:, None]
+    d2 = size - 2*G
+    return torch.where(d2 > 1e-12*size, d2, 0).sqrt().float()
+
 def bag_distances(
     feats:Tensor, # Features of the instances, [B,N,C,h,w] or [B,N,D]; padded slots may hold anything
     mask:Tensor,  # True where the instance is real, [B,N]
@@ -18,10 +29,8 @@ def bag_distances(
     x = feats.detach().float().flatten(2)
     lo, hi = x.aminmax(dim=2)
     span = (hi.masked_fill(~mask, -torch.inf).amax(1) - lo.masked_fill(~mask, torch.inf).amin(1))[:, None, None]
-    # the matrix-product form of cdist would give identical images a distance above zero, so the exact form it is
-    D = torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
     # selected, not multiplied, by the mask: padding may be NaN
-    return torch.where(mask[:, :, None] & mask[:, None] & (span > 0), D / span, 0)
+    return torch.where(mask[:, :, None] & mask[:, None] & (span > 0), _pairwise(x) / span, 0)
 
 # %% ../nbs/04_smil.ipynb #c011
 def smil_weights(
@@ -65,7 +74,7 @@ class SMIL(nn.Module):
         if not feats.shape[1]: return feats.sum(1), feats.new_zeros(mask.shape)
         w = smil_weights(bag_distances(feats, mask), mask, self.t, self.eps).to(feats.dtype)
         a = w / w.sum(1, keepdim=True).clamp(min=1) if self.reduce == 'mean' else w
-        feats = feats.masked_fill(~mask[..., None, None, None], 0)   # padding may be NaN, and 0 * NaN is NaN
+        if not mask.all(): feats = feats.masked_fill(~mask[..., None, None, None], 0)   # padding may be NaN, and 0 * NaN is NaN
         return torch.einsum('bn,bnchw->bchw', a, feats), w
 
     def extra_repr(self): return f't={self.t}, reduce={self.reduce!r}'
