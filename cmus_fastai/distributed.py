@@ -96,6 +96,7 @@ def to_distributed(self:CMUSLearner,
 ):
     "Train in all processes that Accelerate started; `with learn.distrib_ctx():` calls this."
     join()
+    if torch.cuda.is_available(): self.dls.device = PartialState().device     # each process its own card
     df = self.dls.cohorts[0].df
     self.add_cb(PatientTrainer(bool(df[['OM', 'IM']].isna().any(axis=None) or not df.TEM.map(len).all()), **kwargs))
     if rank_distrib() and hasattr(self, 'progress'): self.remove_cb(self.progress)

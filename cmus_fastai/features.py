@@ -157,7 +157,8 @@ def fill(self:FeatureCache,
     bs, where = 8 if device.type == 'cpu' else 64, {m: [i for i, j in enumerate(jobs) if j[0] == m] for m in how}
     batches = [w[i:i + bs] for w in where.values() for i in range(0, len(w), bs)]
     random.Random(os.getpid()).shuffle(batches)      # several processes begin at different ends
-    dl = torch.utils.data.DataLoader(_Images(jobs, how), batch_sampler=batches, num_workers=num_workers)
+    # a generator of its own: filling must not change the random numbers of the training that follows
+    dl = torch.utils.data.DataLoader(_Images(jobs, how), batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
     training = model.training
     model.eval()
     try: self._fill(dict(OM=model.om, IM=model.im, TEM=model.tem), shelf, jobs, zip(batches, dl), len(batches), n_views, device)

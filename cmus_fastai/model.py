@@ -41,15 +41,16 @@ def encode_real(
     encoder:nn.Module,   # Images [M,3,H,W] to maps [M,C,h,w]
     x:Tensor,            # Images, [B,3,H,W] or padded bags [B,N,3,H,W]
     mask:Tensor,         # True where the image is real, [B] or [B,N]
-    chunk:int|None=None, # Images in a piece; None: all at once in training, 8 (CPU) or 64 without gradients
+    chunk:int|None=None, # Images in a piece whose activations are computed again for the gradient; None: keep all activations
 ) -> Tensor|None: # Maps with x's leading shape, zeros where there is no image; None if the whole batch has none
     "Encode the real images of a batch."
     rows, flat = mask.flatten().nonzero().squeeze(1), x.flatten(0, mask.ndim - 1)
     if not len(rows): return None
     full, grad = len(rows) == len(flat), torch.is_grad_enabled()
-    if chunk is None and not grad: chunk = 8 if x.device.type == 'cpu' else 64
+    together = encoder.training and not getattr(encoder, 'freeze_bn', True)      # batch norm wants to see the whole batch
+    piece = chunk or (len(rows) if together else 8 if x.device.type == 'cpu' else len(rows) if grad else 64)
     run = encoder if full else lambda r: encoder(flat[r])      # picked out piece by piece: a copy of the whole would double the images
-    pieces = (flat if full else rows).split(chunk or len(rows))
+    pieces = (flat if full else rows).split(piece)
     if chunk and grad: maps = [checkpoint(run, p, use_reentrant=False) for p in pieces]
     else: maps = [run(p) for p in pieces]
     f = torch.cat(maps) if len(maps) > 1 else maps[0]
