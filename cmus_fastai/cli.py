@@ -187,7 +187,7 @@ def _parser(name, data_needed):
     add('--finetune', action='store_true', help='train the encoders too (always where a GPU is, unless --frozen)'); add('--frozen', action='store_true', help='keep encoders frozen, also on a GPU')
     add('--cache', help='folder to keep the encoded images in, for this run and later ones; default: memory')
     add('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: bf16 or fp16 on a GPU, fp32 on a CPU'); add('--compile', action='store_true', help='compile the encoders, where that works')
-    add('--chunk', type=int, default=None, help='end to end, so many images at a time: less memory, a third slower')
+    add('--chunk', type=int, default=None, help='end to end, so many images at a time: less memory, a third to a half slower')
     add('--finetune_epochs', type=int, default=10, help='epochs end to end'); add('--num_workers', type=int, default=None, help='processes that read images')
     add('--strict', action='store_true', help='refuse a cohort with any problem'); add('--no_progress', dest='progress', action='store_false', help='no progress bars')
     return p

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'view', 'encoder_fingerprint', 'FeatureCache', 'as_cache', 'shelves', 'fill', 'FeatureCases', 'pooled_table',
-           'FeatureDL', 'loader', 'dataloaders']
+           'collate_maps', 'FeatureDL', 'loader', 'dataloaders']
 
 # %% ../nbs/06a_features.ipynb #c005
-import io, json, os, random, time
+import os, io, random, re, time
 from hashlib import blake2b
 from pathlib import Path
 import numpy as np, torch
@@ -17,7 +17,7 @@ from fastai.data.all import DataLoaders
 from fastai.torch_core import rank_distrib
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from .bag import IMSlot, LoadSlot, OMSlot, TEMBag, TriModalDL, pad_bags, read_image
+from .bag import IMSlot, LoadSlot, OMSlot, TEMBag, TriModalDL, read_image
 from .cohort import Cohort, CohortError
 from .model import CMUSNet
 
@@ -41,7 +41,8 @@ def encoder_fingerprint(
     **how,    # Whatever else the maps depend on
 ) -> str: # 32 hexadecimal digits
     "A fingerprint of an encoder's layers and weights and of the way images come to it."
-    h = blake2b(repr((FORMAT, sorted(how.items()), encoder.name, encoder.backbone)).encode(), digest_size=16)
+    what = re.sub(' at 0x[0-9a-f]+', '', repr((FORMAT, sorted(how.items()), encoder.name, encoder.backbone)))   # an address in memory is nobody's property
+    h = blake2b(what.encode(), digest_size=16)
     for k, v in {**encoder.state_dict(), 'mean': encoder.mean, 'std': encoder.std}.items():
         h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
@@ -185,7 +186,7 @@ def _announce(self:FeatureCache, n, n_views, nbytes, seconds):
 
 # %% ../nbs/06a_features.ipynb #c027
 class FeatureCases:
-    "Cases as slots of feature maps, and the class number."
+    "Cases as lists of feature maps, OM, IM and TEM, and the class number."
     def __init__(self, cache, shelf, cohort, classes=None, n_views=1):
         self.cache, self.n_views = cache, n_views
         self.keys = [{m: [(shelf[m], g) for _, g in images] for m, images in ms.items()} for ms in _digests(cohort).values()]
@@ -196,12 +197,8 @@ class FeatureCases:
     def _maps(self, keys): return [self.cache[(*k, torch.randint(self.n_views, ()).item() if self.n_views > 1 else 0)] for k in keys]
 
     def __getitem__(self, i):
-        maps = {m: self._maps(k) for m, k in self.keys[i].items()}
-        none = torch.zeros_like(next(f for fs in maps.values() for f in fs))
-        one = lambda fs: (fs[0] if fs else none, torch.tensor(bool(fs)))
-        bag = torch.stack(maps['TEM']) if maps['TEM'] else none.new_zeros(0, *none.shape)
-        item = OMSlot(*one(maps['OM'])), IMSlot(*one(maps['IM'])), TEMBag(bag, torch.ones(len(bag), dtype=torch.bool))
-        return item if self.y is None else (*item, torch.tensor(self.y[i]))
+        maps = tuple(self._maps(self.keys[i][m]) for m in ('OM', 'IM', 'TEM'))
+        return maps if self.y is None else (*maps, self.y[i])
 
 # %% ../nbs/06a_features.ipynb #c028
 @_patch
@@ -216,8 +213,23 @@ def pooled_table(self:FeatureCases) -> np.ndarray: # [patients,4·C]: OM mean, I
     return torch.stack(rows).numpy()
 
 # %% ../nbs/06a_features.ipynb #c029
+def collate_maps(
+    items,               # From `FeatureCases`
+    dtype=torch.float32, # Of the batch
+) -> tuple: # OM, IM and TEM slots, padded, and class numbers if there are any
+    "Put the maps of some cases into a batch; every map is copied once, straight to its place."
+    shape, B, N = next(f for it in items for fs in it[:3] for f in fs).shape, len(items), max(len(it[2]) for it in items)
+    def slot(k, kind, n):
+        x, mask = torch.zeros(B, n, *shape, dtype=dtype), torch.zeros(B, n, dtype=torch.bool)
+        for i, it in enumerate(items):
+            for j, f in enumerate(it[k][:n]): x[i, j].copy_(f); mask[i, j] = True
+        return kind(x, mask) if kind is TEMBag else kind(x[:, 0], mask[:, 0])
+    slots = tuple(slot(k, kind, n) for k, (kind, n) in enumerate(((OMSlot, 1), (IMSlot, 1), (TEMBag, N))))
+    return slots if len(items[0]) == 3 else (*slots, torch.tensor([it[3] for it in items]))
+
 class FeatureDL(TriModalDL):
-    "A DataLoader of feature maps."
+    "A DataLoader of feature maps: in float32 on a CPU; to a GPU they go as they are kept, and become float32 there."
+    def do_batch(self, b): return collate_maps(b, torch.float32 if torch.device(self.device).type == 'cpu' else self.dataset.cache.dtype)
     def show_batch(self, *args, **kwargs): raise TypeError("feature maps are no pictures: use show_batch of the DataLoaders that they were made from")
 
 @_patch
@@ -235,7 +247,7 @@ def loader(self:FeatureCache,
     "Encode what is missing, and load cases of maps."
     views = self.n_views if train else 1
     cases = FeatureCases(self, self.fill(model, cohort, views, size, resample, num_workers), cohort, classes, views)
-    return FeatureDL(cases, bs=self.bs or bs, shuffle=train, num_workers=0, before_batch=pad_bags, device=next(model.parameters()).device, do_setup=False, **kwargs)
+    return FeatureDL(cases, bs=self.bs or bs, shuffle=train, num_workers=0, device=next(model.parameters()).device, do_setup=False, **kwargs)
 
 # %% ../nbs/06a_features.ipynb #c030
 @_patch

@@ -51,6 +51,7 @@ class BatchGuard(Callback):
     def before_batch(self):
         for name, slot in zip(('OM', 'IM', 'TEM'), self.xb):
             x, mask = slot if isinstance(slot, (tuple, list)) else (slot, None)
+            if x.shape[-3] != 3: continue      # maps, which were looked at when they were kept
             ok = x.as_subclass(torch.Tensor).isfinite().flatten(1).all(1)
             if not ok.all(): raise FloatingPointError(f"{name} images of the patients at places {(~ok).nonzero().flatten().tolist()} of this batch hold NaN or infinite values. "
                                                       "Look at their files, or at a transform of your own that may divide by zero.")
@@ -64,7 +65,7 @@ _knobs = """Memory ran out in a batch of {bs} patients with bags of up to {n} TE
   - bs=      fewer patients in a batch (now {bs})
   - size=    smaller images: half the side is a quarter of the memory
   - backbone= a smaller one, e.g. 'tf_efficientnet_lite0'
-  - learn.model.chunk = 8: the encoders take eight images at a time; a third slower, the same result
+  - learn.model.chunk = 8: the encoders take eight images at a time; a third to a half slower, the same result
   - cohort.dataloaders(cache=True) and learn.freeze(): frozen encoders, encoded once, need no gradients"""
 
 # %% ../nbs/08_learner.ipynb #c037

@@ -12,9 +12,10 @@ from torch import nn, Tensor
 # %% ../nbs/04_smil.ipynb #c006
 def _pairwise(x:Tensor) -> Tensor:
     "Euclidean distances within each bag, [B,N,D] to [B,N,N]; exactly 0 between identical instances."
-    # the usual matrix-product form gives identical images a distance above zero, so the exact form it is
-    if x.shape[1] <= 32: return torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
-    # for large bags the exact form takes seconds: matrix products in float64, and what is below float32's resolution is 0
+    # Apple's GPUs have no float64
+    if x.device.type == 'mps': return torch.cdist(x, x, compute_mode='donot_use_mm_for_euclid_dist')
+    # matrix products are 4 to 10 times as fast as differences, but in float32 identical images would come out apart: so
+    # float64, block by block, and what is below float32's resolution is 0
     G = sum(p @ p.mT for p in (p.double() for p in x.split(8192, 2)))
     sq = G.diagonal(dim1=1, dim2=2)
     size = sq[:, :, None] + sq[:, None]
@@ -27,7 +28,7 @@ def bag_distances(
 ) -> Tensor: # Distances D between instances after bag-wise min-max scaling, float32 [B,N,N]; 0 where a slot is padding
     "Euclidean distances between the instances of each bag (method steps 1 and 2)."
     x = feats.detach().float().flatten(2)
-    lo, hi = x.aminmax(dim=2)
+    lo, hi = x.amin(2), x.amax(2)                       # twenty times as fast as aminmax here
     span = (hi.masked_fill(~mask, -torch.inf).amax(1) - lo.masked_fill(~mask, torch.inf).amin(1))[:, None, None]
     # selected, not multiplied, by the mask: padding may be NaN
     return torch.where(mask[:, :, None] & mask[:, None] & (span > 0), _pairwise(x) / span, 0)
