@@ -80,22 +80,23 @@ from fastcore.basics import patch as _patch
 @_patch
 def _file(self:FeatureCache, key):
     shelf, digest, i = key
-    return self.path/shelf/digest[:2]/f'{digest}-{i}.safetensors'
+    return f'{self.path}/{shelf}/{digest[:2]}/{digest}-{i}.safetensors'        # text: paths would cost as much as the reading
 
 @_patch
-def __contains__(self:FeatureCache, key): return key in self.memory if self.path is None else self._file(key).is_file()
+def __contains__(self:FeatureCache, key): return key in self.memory if self.path is None else os.path.isfile(self._file(key))
 
 @_patch
 def __getitem__(self:FeatureCache, key): # key: (fingerprint, image's digest, view)
     if self.path is None: return self.memory[key]
     f = self._file(key)
-    try: return load(f.read_bytes())['map']
+    try:
+        with open(f, 'rb') as file: return load(file.read())['map']
     except SafetensorError as e: raise OSError(f"{f} is damaged ({e}); delete it, and it will be made again") from e
 
 @_patch
 def __setitem__(self:FeatureCache, key, f):
     if self.path is None: self.memory[key] = f; return
-    file = self._file(key)
+    file = Path(self._file(key))
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f'.{file.name}.{os.getpid()}')
     try: part.write_bytes(save({'map': f})); os.replace(part, file)
