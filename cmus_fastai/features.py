@@ -221,9 +221,11 @@ def collate_maps(
     "Put the maps of some cases into a batch; every map is copied once, straight to its place."
     shape, B, N = next(f for it in items for fs in it[:3] for f in fs).shape, len(items), max(len(it[2]) for it in items)
     def slot(k, kind, n):
-        x, mask = torch.zeros(B, n, *shape, dtype=dtype), torch.zeros(B, n, dtype=torch.bool)
+        x, mask = torch.empty(B, n, *shape, dtype=dtype), torch.zeros(B, n, dtype=torch.bool)
         for i, it in enumerate(items):
-            for j, f in enumerate(it[k][:n]): x[i, j].copy_(f); mask[i, j] = True
+            maps = it[k][:n]
+            for j, f in enumerate(maps): x[i, j].copy_(f)
+            x[i, len(maps):].zero_(); mask[i, :len(maps)] = True
         return kind(x, mask) if kind is TEMBag else kind(x[:, 0], mask[:, 0])
     slots = tuple(slot(k, kind, n) for k, (kind, n) in enumerate(((OMSlot, 1), (IMSlot, 1), (TEMBag, N))))
     return slots if len(items[0]) == 3 else (*slots, torch.tensor([it[3] for it in items]))
