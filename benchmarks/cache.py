@@ -4,6 +4,7 @@ Simulated patients, a fifth of them for validation, through `cohort.dataloaders`
   end to end  all encoders trained
   frozen      `learn.freeze()`: the encoders read every image in every epoch, but have no backward pass
   disk        frozen, `cache=FeatureCache(folder)`: maps are read from files
+  disk, 16    likewise, sixteen patients in a batch of maps, as `cmus_demo` and `cmus_train` take them
   memory      frozen, `cache=FeatureCache()`: maps are in memory
 The first two are timed on a share of the epoch's images (--share; column "timed") and scaled, first batch and starting workers apart. "fill" is
 what encoding every image once costs, "start" what every later call of fit spends before its first epoch (fingerprints, looking up), and
@@ -82,9 +83,10 @@ def main():
         tmp = Path(tmp)
         make_phantom(tmp/'phantom', a.patients, size=a.size, progress=False)
         train, valid = Cohort.from_folder(tmp/'phantom', check='fast', progress=False).split(.2)
-        caches = dict(disk=FeatureCache(tmp/'features', a.views, progress=False), memory=FeatureCache(None, a.views, progress=False))
+        caches = {'disk': FeatureCache(tmp/'features', a.views, progress=False), 'disk, 16': FeatureCache(tmp/'features', a.views, bs=16, progress=False)}
+        caches |= dict(memory=FeatureCache(None, a.views, progress=False))
         learners = {'end to end': learner(a, train, valid, None, False, share=a.share), 'frozen': learner(a, train, valid, None, share=a.share)}
-        learners |= {k: learner(a, train, valid, c, model=learners['frozen'].model) for k, c in caches.items()}   # one network for the three, as its encoders stand still
+        learners |= {k: learner(a, train, valid, c, model=learners['frozen'].model) for k, c in caches.items()}   # one network for all, as its encoders stand still
         first = {k: epoch(l)[1] for k, l in learners.items()}                                                     # warms up, and fills
         s = {k: [] for k in learners}
         for r in range(a.repeats):
@@ -95,7 +97,7 @@ def main():
             cached = k in caches
             fill, gain = first[k] - start[k], median(e['frozen']) - median(e[k])
             t.add(way=k, timed=1. if cached else a.share, epoch=median(e[k]), to_end=ratio(e[k], e['end to end']), to_frozen=ratio(e[k], e['frozen']),
-                  fill=fill if cached else None, start=start[k] if cached else None, pays_after=fill/gain if cached and gain > 0 else None)
+                  fill=fill if cached and fill > 1 else None, start=start[k] if cached else None, pays_after=fill/gain if cached and fill > 1 and gain > 0 else None)
         filled, filling = largest_difference(a, tmp)
         print(f'\nkept maps against images, the same seed, no augmentation, float32: largest relative difference of any recorded number {filled:.1e}; if the cache is filled by this very training {filling:.1e}')
     write(a, dict(cache=t), difference=filled, difference_filling=filling, images=dict(train=n_images(train), valid=n_images(valid)))

@@ -29,17 +29,18 @@ class CMSA(nn.Module):
 
     def forward(self,
         query:Tensor,            # What asks: the TEM bag's map, [B,C,h,w]
-        context:Tensor,          # What is asked: the OM or IM map, [B,C,H,W]; in the model H,W = h,w
+        context:Tensor,          # What is asked: OM or IM maps, [B,C,H,W], or both one after the other, [2B,C,H,W]; in the model H,W = h,w
         need_weights:bool=False, # Return the attention too; costs its explicit computation
-    ) -> tuple[Tensor, Tensor|None]: # Attended map [B,C,h,w]; attention [B,heads,h*w,H*W] (heads = 1 as published) or None
+    ) -> tuple[Tensor, Tensor|None]: # For each context: attended map [·,C,h,w]; attention [·,heads,h*w,H*W] (heads = 1 as published) or None
         "Let the query's tokens gather the context's values."
-        q, k, v = self._heads(self.q(_tokens(query))), self._heads(self.k(_tokens(context))), self._heads(self.v(_tokens(context)))
+        asked, context = self.q(_tokens(query)).repeat(len(context)//len(query), 1, 1), _tokens(context)
+        q, k, v = (self._heads(x) for x in (asked, self.k(context), self.v(context)))
         if need_weights:
             attn = (q @ k.transpose(-1, -2) * self.scale).softmax(-1)
             out = attn @ v
         else: attn, out = None, F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         out = self.o(out.transpose(1, 2).flatten(2))
-        return out.transpose(1, 2).reshape(query.shape), attn
+        return out.transpose(1, 2).reshape(-1, *query.shape[1:]), attn
 
     def _heads(self, x): return x.unflatten(2, (self.heads if self.split_heads else 1, -1)).transpose(1, 2)
 

@@ -90,7 +90,7 @@ def __getitem__(self:FeatureCache, key): # key: (fingerprint, image's digest, vi
     if self.path is None: return self.memory[key]
     f = self._file(key)
     try:
-        with open(f, 'rb') as file: return load(file.read())['map']
+        with open(f, 'rb', buffering=0) as file: return load(file.read())['map']
     except SafetensorError as e: raise OSError(f"{f} is damaged ({e}); delete it, and it will be made again") from e
 
 @_patch
@@ -241,7 +241,7 @@ def loader(self:FeatureCache,
     cohort:Cohort,        # Whose cases
     classes=None,         # Class names, if batches are to hold the class number
     train:bool=False,     # Shuffled, and with all views
-    bs:int=16,            # Patients in a batch, unless the cache has its own
+    bs:int=16,            # Patients in a training batch, unless the cache has its own; at least 16 in others, where their number changes nothing
     size:int=224,         # Side of the images in px
     resample:str='bicubic', # How they are resized
     num_workers:int=0,    # Processes that read images that are not encoded yet
@@ -250,7 +250,8 @@ def loader(self:FeatureCache,
     "Encode what is missing, and load cases of maps."
     views = self.n_views if train else 1
     cases = FeatureCases(self, self.fill(model, cohort, views, size, resample, num_workers), cohort, classes, views)
-    return FeatureDL(cases, bs=self.bs or bs, shuffle=train, num_workers=0, device=next(model.parameters()).device, do_setup=False, **kwargs)
+    bs = self.bs or bs
+    return FeatureDL(cases, bs=bs if train else max(bs, 16), shuffle=train, num_workers=0, device=next(model.parameters()).device, do_setup=False, **kwargs)
 
 # %% ../nbs/06a_features.ipynb #c030
 @_patch

@@ -99,16 +99,15 @@ def forward(self:CMUSHead,
     present = torch.stack([om[1], im[1], tem[1].any(1)], 1)
     f_tem, weights = self.smil(*tem)
     f_tem = self.proj['tem'](f_tem) * present[:, 2, None, None, None]
-    maps, attn = {}, {}
-    for k, (f, mask) in dict(om=om, im=im).items():
-        f = self.proj[k](f.masked_fill(~mask[:, None, None, None], 0))
-        if self.cmsa is not None:
-            attended, attn[k] = self.cmsa(f_tem, f, need_weights)
-            f = f + attended * present[:, 2, None, None, None]
-        maps[k] = f * mask[:, None, None, None]
-    v = [m.mean((2, 3)) for m in (maps['om'], maps['im'], f_tem)]
-    return CMUSOutput(self.fusion(torch.cat(v, 1)), self.om(v[0]), self.im(v[1]), self.tem(v[2]),
-                      weights, attn if need_weights else None, present)
+    f = torch.cat([self.proj[k](f.masked_fill(~mask[:, None, None, None], 0)) for k, (f, mask) in dict(om=om, im=im).items()])
+    attn = None
+    if self.cmsa is not None:                                   # TEM asks OM and IM in one call
+        attended, attn = self.cmsa(f_tem, f, need_weights)
+        f = f + attended * present[:, 2].repeat(2)[:, None, None, None]
+        if attn is not None: attn = dict(zip(('om', 'im'), attn.chunk(2)))
+    f = f * torch.cat([om[1], im[1]])[:, None, None, None]
+    v = [m.mean((2, 3)) for m in (*f.chunk(2), f_tem)]
+    return CMUSOutput(self.fusion(torch.cat(v, 1)), self.om(v[0]), self.im(v[1]), self.tem(v[2]), weights, attn, present)
 
 # %% ../nbs/06_model.ipynb #c014
 @_patch

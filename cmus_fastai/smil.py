@@ -75,7 +75,8 @@ class SMIL(nn.Module):
         if not feats.shape[1]: return feats.sum(1), feats.new_zeros(mask.shape)
         w = smil_weights(bag_distances(feats, mask), mask, self.t, self.eps).to(feats.dtype)
         a = w / w.sum(1, keepdim=True).clamp(min=1) if self.reduce == 'mean' else w
-        if not mask.all(): feats = feats.masked_fill(~mask[..., None, None, None], 0)   # padding may be NaN, and 0 * NaN is NaN
+        padding = feats.detach()[~mask]                     # may be NaN, and 0 * NaN is NaN; a copy of all maps only if need be
+        if len(padding) and not padding.isfinite().all(): feats = feats.masked_fill(~mask[..., None, None, None], 0)
         return torch.einsum('bn,bnchw->bchw', a, feats), w
 
     def extra_repr(self): return f't={self.t}, reduce={self.reduce!r}'
