@@ -92,6 +92,19 @@ def _labelled(preds, classes=None):
     if set(classes) - set(known): raise ValueError(f'classes {sorted(set(classes)-set(known))} have no column; there are {known}')
     return df, classes
 
+def _readings(preds, classes=None):
+    "One table, or several readings of the same patients (by other seeds, in other repeats), in the same order"
+    read = [_labelled(t, classes) for t in (preds if isinstance(preds, (list,tuple)) else [preds])]
+    (first, classes), *more = read
+    for df,others in more:
+        apart = sorted(set(df.index) ^ set(first.index))
+        if apart or set(others) != set(classes): raise ValueError(f'readings of the same patients and classes are needed; not in all of them: {apart[:5] or sorted(set(others) ^ set(classes))}')
+        odd = (df.label.reindex(first.index) != first.label).to_numpy()
+        if odd.any(): raise ValueError(f'patient {first.index[odd][0]!r} has different labels in two readings')
+    return [df.loc[first.index] for df,_ in read], classes
+
+def _averaged(dicts): return {k: np.mean([d[k] for d in dicts], 0) for k in dicts[0]}
+
 def _auc(y, score): return roc_auc_score(y, score) if 0 < y.sum() < len(y) else np.nan
 
 def _present(df, classes): return [c for c in classes if (df.label==c).any()]
@@ -207,7 +220,7 @@ def _notes(df, classes):
     return out
 
 def evaluate(
-    preds:pd.DataFrame, # from `predictions`; patients without a label are passed over
+    preds,              # from `predictions`; patients without a label are passed over. A list: several readings of the same patients, whose figures are averaged
     classes=None,       # classes to average over; default: all
     n_boot:int=2000,    # bootstrap resamples
     level:float=.95,    # of the intervals
@@ -215,9 +228,10 @@ def evaluate(
     stratify:bool=False,# keep the number of patients of every class in the resamples
 )->pd.DataFrame:        # rows accuracy, macro_auc, macro_f1; columns estimate, low, high, n; `.attrs['notes']` holds remarks
     "Accuracy, macro one-vs-rest AUC and macro F1 with bootstrap intervals over patients, or over groups if there are any"
-    df, classes = _labelled(preds, classes)
-    est = _estimates(df, classes)
-    boots = _resampled(df, classes, resample_counts(df.group, n_boot, seed, _strata(df, stratify)))
+    dfs, classes = _readings(preds, classes)
+    df = dfs[0]
+    W = resample_counts(df.group, n_boot, seed, _strata(df, stratify))
+    est, boots = _averaged([_estimates(d, classes) for d in dfs]), _averaged([_resampled(d, classes, W) for d in dfs])
     k, here = df.group.nunique(), _present(df, classes)
     ci = {m: _score_interval(est[m], boots[m], k, len(df), level) for m in ('accuracy','macro_f1')}
     ci['macro_auc'] = _logit_interval(est['macro_auc'], boots['macro_auc'], k, len(df), level, lambda: _auc_edge(df, here, level))
@@ -229,51 +243,57 @@ def evaluate(
 
 # %% ../nbs/09_evaluate.ipynb #c039
 def per_class(
-    preds:pd.DataFrame, # from `predictions`
+    preds,              # from `predictions`; a list: several readings of the same patients, whose figures are averaged
     classes=None,       # default: all
     n_boot:int=2000,    # bootstrap resamples
     level:float=.95,    # of the intervals
     seed:int=0,         # of the resamples
-)->pd.DataFrame:        # rows (class, sensitivity | specificity | auc); columns estimate, low, high, n (patients behind the figure)
-    "Sensitivity, specificity and one-vs-rest AUC of every class with bootstrap intervals"
-    df, classes = _labelled(preds, classes)
-    W, rows = resample_counts(df.group, n_boot, seed), {}
+)->pd.DataFrame:        # rows (class, sensitivity | specificity | precision | auc); columns estimate, low, high, n (patients behind the figure)
+    "Sensitivity, specificity, precision and one-vs-rest AUC of every class with bootstrap intervals"
+    dfs, classes = _readings(preds, classes)
+    df, rows = dfs[0], {}
+    W = resample_counts(df.group, n_boot, seed)
     for c in classes:
-        y, hit = (df.label==c).to_numpy(), (df.pred==c).to_numpy()
-        for name,who,right in (('sensitivity',y,hit), ('specificity',~y,~hit)):
-            est, k = float(_ratio((who&right).sum(), who.sum())), df.group[who].nunique()
-            rows[c,name] = (est, *_score_interval(est, _ratio(W@(who&right), W@who), k, who.sum(), level), who.sum())
-        auc = _auc(y, df[f'p_{c}'])
-        rows[c,'auc'] = (auc, *_logit_interval(auc, _auc_counts(df[f'p_{c}'].to_numpy(), y, W), df.group.nunique(), len(df), level, lambda: _auc_edge(df, [c], level)), len(df))
+        y, hits = (df.label==c).to_numpy(), [(d.pred==c).to_numpy() for d in dfs]
+        for name,who,right in (('sensitivity',[y]*len(dfs),hits), ('specificity',[~y]*len(dfs),[~h for h in hits]), ('precision',hits,[y]*len(dfs))):
+            est = float(np.mean([_ratio((w&r).sum(), w.sum()) for w,r in zip(who,right)]))
+            boots, n = np.mean([_ratio(W@(w&r), W@w) for w,r in zip(who,right)], 0), round(np.mean([w.sum() for w in who]))
+            rows[c,name] = (est, *_score_interval(est, boots, df.group[who[0]].nunique(), n, level), n)
+        auc, boots = np.mean([_auc(y, d[f'p_{c}']) for d in dfs]), np.mean([_auc_counts(d[f'p_{c}'].to_numpy(), y, W) for d in dfs], 0)
+        rows[c,'auc'] = (auc, *_logit_interval(auc, boots, df.group.nunique(), len(df), level, lambda: _auc_edge(df, [c], level)), len(df))
     index = pd.MultiIndex.from_tuples(rows, names=['class','metric'])
     return pd.DataFrame(rows.values(), index=index, columns=['estimate','low','high','n']).astype({'estimate':float, 'n':int})
 
 # %% ../nbs/09_evaluate.ipynb #c044
 def compare(
-    preds_a:pd.DataFrame, # from `predictions`
-    preds_b:pd.DataFrame, # of the same patients; those not in both tables are passed over
+    preds_a,              # from `predictions`, or a list of readings of the same patients
+    preds_b,              # likewise, of the same patients; those not in both are passed over
     n_boot:int=2000,      # bootstrap resamples
     level:float=.95,      # of the intervals
     seed:int=0,           # of the resamples
-)->pd.DataFrame:          # rows accuracy, macro_auc, macro_f1; columns a, b, difference (a − b), low, high, p (McNemar, accuracy only), n
+)->pd.DataFrame:          # rows accuracy, macro_auc, macro_f1; columns a, b, difference (a − b), low, high, p (bootstrap; for the accuracy of single readings of independent patients McNemar's), n
     "Paired difference between two readers of the same patients"
-    (a, classes), (b, others) = _labelled(preds_a), _labelled(preds_b)
+    (a, classes), (b, others) = _readings(preds_a), _readings(preds_b)
     if set(classes) != set(others): raise ValueError(f'the two tables name different classes: {classes} and {others}')
-    both = [p for p in a.index if p in b.index]
+    both = [p for p in a[0].index if p in b[0].index]
     if not both: raise ValueError('the two tables have no labelled patient in common')
-    a, b = a.loc[both], b.loc[both]
-    odd = (a.label != b.label).to_numpy()
-    if odd.any(): raise ValueError(f'patient {both[odd.argmax()]!r} is labelled {a.label.iloc[odd.argmax()]!r} in one table and {b.label.iloc[odd.argmax()]!r} in the other')
-    W = resample_counts(a.group, n_boot, seed)
-    ea, eb, ra, rb = _estimates(a, classes), _estimates(b, classes), _resampled(a, classes, W), _resampled(b, classes, W)
-    k = a.group.nunique()
+    a, b = ([t.loc[both] for t in x] for x in (a,b))
+    odd = (a[0].label != b[0].label).to_numpy()
+    if odd.any(): raise ValueError(f'patient {both[odd.argmax()]!r} is labelled {a[0].label.iloc[odd.argmax()]!r} in one table and {b[0].label.iloc[odd.argmax()]!r} in the other')
+    W, k = resample_counts(a[0].group, n_boot, seed), a[0].group.nunique()
+    (ea, ra), (eb, rb) = ((_averaged([_estimates(t, classes) for t in x]), _averaged([_resampled(t, classes, W) for t in x])) for x in (a,b))
     # readers who agree on all k groups may still differ on a share of others: as much as k successes in k leave open
     slack = (lambda: tuple(s*(1-wilson(k, k, level)[0]) for s in (-1,1))) if k>1 else (lambda: (np.nan, np.nan))
-    rows = {m: (ea[m], eb[m], ea[m]-eb[m], *_percentiles(ra[m]-rb[m], level, slack), np.nan, len(both)) for m in ea}
+    rows = {m: (ea[m], eb[m], ea[m]-eb[m], *_percentiles(ra[m]-rb[m], level, slack), _bootstrap_p(ra[m]-rb[m], k), len(both)) for m in ea}
     out = pd.DataFrame.from_dict(rows, orient='index', columns=['a','b','difference','low','high','p','n'])
-    # the coin tosses must be independent, which cases of one slide are not
-    if k==len(both): out.loc['accuracy','p'] = _mcnemar(a.pred==a.label, b.pred==b.label)
+    # the coin tosses must be independent, which cases of one slide, or several readings of a patient, are not
+    if k==len(both) and len(a)==len(b)==1: out.loc['accuracy','p'] = _mcnemar(a[0].pred==a[0].label, b[0].pred==b[0].label)
     return out
+
+def _bootstrap_p(boots, k):
+    "Two-sided p of a difference: twice the smaller share of resamples on one side of 0; none for fewer than ten groups"
+    boots = boots[np.isfinite(boots)]
+    return min(1., 2*(1 + min((boots<=1e-12).sum(), (boots>=-1e-12).sum()))/(1 + len(boots))) if len(boots) and k >= 10 else np.nan
 
 def _percentiles(boots, level, edge):
     "The middle of the resampled differences; where none differs from another, `edge()` gives the interval instead"

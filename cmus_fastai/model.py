@@ -12,8 +12,8 @@ from timm.layers import LayerNorm2d
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from .encoder import Encoder
-from .smil import SMIL
-from .cmsa import CMSA
+from .aggregators import make_aggregator
+from .fusions import make_fusion
 
 # %% ../nbs/06_model.ipynb #c005
 class CMUSOutput(NamedTuple):
@@ -22,9 +22,10 @@ class CMUSOutput(NamedTuple):
     om: Tensor       # Logits of the OM branch, [B,K]
     im: Tensor       # Logits of the IM branch, [B,K]
     tem: Tensor      # Logits of the TEM branch, [B,K]
-    weights: Tensor  # SMIL weight of each TEM image, [B,N]
-    attn: dict|None  # CMSA attention 'om' and 'im', each [B,heads,h*w,h*w], if asked for
+    weights: Tensor  # SMIL's weight (or another aggregator's) of each TEM image, [B,N]
+    attn: dict|None  # The fusion's attention, if asked for and if it has one; CMSA's: 'om' and 'im', each [B,heads,h*w,h*w]
     present: Tensor  # Which modalities the patient has, in the order OM, IM, TEM, bool [B,3]
+    aux: object = None # Loss of the aggregator's own instance stream, a function of y [B] → [B]; None where it has none
 
 # %% ../nbs/06_model.ipynb #c007
 def _pair(x, n_dims:int):
@@ -58,30 +59,34 @@ def encode_real(
 
 # %% ../nbs/06_model.ipynb #c011
 class CMUSHead(nn.Module):
-    "SMIL, CMSA and the four classification heads, on feature maps (Long et al. 2025, arXiv 2512.15171)."
+    "Aggregator, fusion and branch heads, on feature maps: SMIL, CMSA and four heads as published (Long et al. 2025, arXiv 2512.15171)."
     def __init__(self,
         dim:int,                # Channels C of the feature maps
         n_classes:int,          # Number of classes K
+        aggregator='smil',      # Makes one map of a bag: a name from `aggregators`, or a module (published: SMIL)
         t:float=1.5,            # SMIL's threshold (published: 1.5)
         reduce:str='sum',       # SMIL's reduction, 'sum' (published) or 'mean'
-        smil:nn.Module|None=None, # Another bag aggregator, (feats, mask) -> (map, weights), in place of SMIL
+        aggregator_kw:dict|None=None, # Further arguments of the aggregator
         proj:int|None=None,     # Project each modality's map to this many channels, layer-normed; None as published
-        cmsa:bool=True,         # Let TEM inform OM and IM; False leaves them as they are
+        fusion='cmsa',          # Makes a diagnosis of three maps: a name from `fusions`, or a module (published: CMSA and concatenation)
         heads:int=4,            # CMSA heads (published: 4, as a scale)
         split_heads:bool=False, # Real multi-head attention in CMSA
+        fusion_kw:dict|None=None, # Further arguments of the fusion
+        modalities=('OM', 'IM', 'TEM'), # What to look at; the others are taken as missing
         hidden:int=128,         # Width of the fusion head (published: 128)
         dropout:float=.5,       # Dropout in the fusion head (published: 0.5)
         branch_relu:bool=False, # Published ReLU on branch logits; off, because it can kill a head for good
     ):
         super().__init__()
-        self.smil = SMIL(t, reduce) if smil is None else smil
+        if not modalities or set(modalities) - {'OM', 'IM', 'TEM'}: raise ValueError(f"modalities={modalities}: choose some of 'OM', 'IM', 'TEM'")
+        self.used = [m in modalities for m in ('OM', 'IM', 'TEM')]
+        self.aggregator = make_aggregator(aggregator, dim, n_classes, **(dict(t=t, reduce=reduce) if aggregator == 'smil' else {}), **(aggregator_kw or {}))
         new = lambda: nn.Sequential(nn.Conv2d(dim, proj, 1), LayerNorm2d(proj)) if proj else nn.Identity()
         self.proj = nn.ModuleDict({k: new() for k in ('om', 'im', 'tem')})
         dim = proj or dim
-        self.cmsa = CMSA(dim, heads, split_heads) if cmsa else None
+        self.fusion = make_fusion(fusion, dim, n_classes, hidden=hidden, dropout=dropout, **(dict(heads=heads, split_heads=split_heads) if fusion == 'cmsa' else {}), **(fusion_kw or {}))
         relu = [nn.ReLU()] if branch_relu else []
         self.om, self.im, self.tem = (nn.Sequential(nn.Linear(dim, n_classes), *relu) for _ in range(3))
-        self.fusion = nn.Sequential(nn.Linear(3*dim, hidden), nn.Dropout(dropout), nn.ReLU(), nn.Linear(hidden, n_classes))
 
 # %% ../nbs/06_model.ipynb #c012
 from fastcore.basics import patch as _patch
@@ -92,32 +97,25 @@ def forward(self:CMUSHead,
     om,                      # OM maps [B,C,h,w], a pair of maps and mask [B], or None
     im,                      # IM maps, likewise
     tem,                     # TEM maps [B,N,C,h,w], a pair of maps and mask [B,N], or None
-    need_weights:bool=False, # Return CMSA's attention
+    need_weights:bool=False, # Return the fusion's attention
 ) -> CMUSOutput:
-    "Aggregate, attend, classify."
-    om, im, tem = self._complete(_pair(om, 1), _pair(im, 1), _pair(tem, 2))
-    present = torch.stack([om[1], im[1], tem[1].any(1)], 1)
-    f_tem, weights = self.smil(*tem)
-    f_tem = self.proj['tem'](f_tem) * present[:, 2, None, None, None]
-    f = torch.cat([self.proj[k](f.masked_fill(~mask[:, None, None, None], 0)) for k, (f, mask) in dict(om=om, im=im).items()])
-    attn = None
-    if self.cmsa is not None:                                   # TEM asks OM and IM in one call
-        attended, attn = self.cmsa(f_tem, f, need_weights)
-        f = f + attended * present[:, 2].repeat(2)[:, None, None, None]
-        if attn is not None: attn = dict(zip(('om', 'im'), attn.chunk(2)))
-    f = f * torch.cat([om[1], im[1]])[:, None, None, None]
-    v = [m.mean((2, 3)) for m in (*f.chunk(2), f_tem)]
-    return CMUSOutput(self.fusion(torch.cat(v, 1)), self.om(v[0]), self.im(v[1]), self.tem(v[2]), weights, attn, present)
+    "Aggregate, fuse, classify."
+    (om, om_mask), (im, im_mask), (bags, mask) = self._complete(_pair(om, 1), _pair(im, 1), _pair(tem, 2))
+    present = torch.stack([om_mask, im_mask, mask.any(1)], 1)
+    tem, weights, *aux = self.aggregator(bags, mask)
+    maps = [self.proj[k](f.masked_fill(~here[:, None, None, None], 0)) for (k, f), here in zip(dict(om=om, im=im, tem=tem).items(), present.T)]
+    v, logits, attn = self.fusion(maps, present, need_weights)
+    return CMUSOutput(logits, self.om(v[0]), self.im(v[1]), self.tem(v[2]), weights, attn, present, *aux)
 
 # %% ../nbs/06_model.ipynb #c014
 @_patch
 def _complete(self:CMUSHead, *mods):
-    "Stand-ins of zeros for modalities that the whole batch lacks."
+    "Stand-ins of zeros for modalities that the whole batch lacks, or that are not looked at."
     some = next((m for m in mods if m is not None), None)
     if some is None: raise ValueError("a batch needs at least one image of one modality")
     B, shape = len(some[0]), some[0].shape[-3:]
     zeros = lambda *n: (some[0].new_zeros(B, *n, *shape), some[1].new_zeros(B, *n, dtype=torch.bool))
-    return [m if m is not None else zeros(*n) for m, n in zip(mods, ((), (), (1,)))]
+    return [m if m is not None and used else zeros(*n) for m, used, n in zip(mods, self.used, ((), (), (1,)))]
 
 # %% ../nbs/06_model.ipynb #c016
 class CMUSNet(nn.Module):

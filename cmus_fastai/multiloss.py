@@ -24,11 +24,12 @@ class MultiLoss:
         im:float=.5,               # Weight of the IM branch (published: 0.5)
         tem:float=.2,              # Weight of the TEM branch (published: 0.2)
         fusion:float=1.,           # Weight of the fusion (published: 1)
+        aux:float=.2,              # Weight of the aggregator's own instance stream, where it has one; SMIL has none
         class_weight:Tensor|None=None, # Weight of each class, [K]
         label_smoothing:float=0.,  # As in `torch.nn.functional.cross_entropy`
         reduction:str='mean',      # 'mean' over patients, 'sum', or 'none'
     ):
-        self.weights = dict(fusion=fusion, om=om, im=im, tem=tem)
+        self.weights = dict(fusion=fusion, om=om, im=im, tem=tem, aux=aux)
         if min(self.weights.values()) < 0: raise ValueError(f"loss weights cannot be negative: {self.weights}")
         self.class_weight, self.label_smoothing, self.reduction = class_weight, label_smoothing, reduction
 
@@ -41,9 +42,12 @@ class MultiLoss:
     def terms(self,
         out:CMUSOutput, # What the model said
         y:Tensor,       # Class numbers, [B]
-    ) -> dict: # Weighted terms 'fusion', 'om', 'im', 'tem', whose sum is the loss
-        "The four terms of the loss."
+    ) -> dict: # Weighted terms 'fusion', 'om', 'im', 'tem', and perhaps 'aux', whose sum is the loss
+        "The terms of the loss."
         branch = {k: self._term(getattr(out, k), y, self.weights[k], out.present[:, i]) for i, k in enumerate(_branches)}
+        if out.aux is not None:
+            aux = self.weights['aux'] * torch.where(out.present[:, 2], out.aux(y.as_subclass(Tensor)), 0)
+            branch['aux'] = aux if self.reduction == 'none' else getattr(aux, self.reduction)()
         return dict(fusion=self._term(out.fusion, y, self.weights['fusion']), **branch)
 
     def __call__(self, out, y):
