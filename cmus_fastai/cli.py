@@ -261,7 +261,7 @@ def _cv_parser(name, study=False):
     add('--k', type=int, default=5, help='folds'); add('--repeats', type=int, default=1, help='cuts of the cohort; with --test: seeds'); add('--seed', type=int, default=0, help='of cuts and training')
     add('--folds', help='CSV file with columns patient, fold and perhaps repeat, instead of --k'); add('--cache', help='folder to keep the encoded images in; default: memory')
     for f in fields(Config):
-        if f.name != 'head': add(f'--{f.name}', type=str if f.name in ('backbone', 'weights', 'preset', 'loss') else float if f.name in ('lr', 'valid') else int, default=f.default, help='see crossval.Config')
+        if f.name != 'head': add(f'--{f.name}', type=str if f.name in ('backbone', 'weights', 'preset', 'loss', 'ordinal') else float if f.name in ('lr', 'valid') else int, default=f.default, help='see crossval.Config')
     add('--head', type=json.loads, default={}, metavar='JSON', help="""arguments of CMUSHead, e.g. '{"aggregator": "attention", "fusion": "concat"}'""")
     add('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32']); add('--no_progress', dest='progress', action='store_false', help='print nothing while it runs')
     return p

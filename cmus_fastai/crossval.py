@@ -24,6 +24,7 @@ from .evaluate import EvaluationWarning, _estimates, _labelled, classes_of, comp
 from .features import FeatureCache, _digests, as_cache
 from .learner import CMUSLearner, cmus_learner, presets
 from .multiloss import CaseMean
+from .ordinal import HEADS, ordinal_heads
 from .phantom import make_phantom
 from .report import READING, _cohort_table, _error_figures, _findings, _num, _page, _remarks, _section, _settings, _table, _with_ci, esc, svg_figure
 
@@ -41,11 +42,13 @@ class Config:
     valid:float=.2                       # Share of the training patients to validate on
     preset:str='small'                   # See `cmus_learner`
     loss:str='published'                 # How the heads' losses are weighed, see `make_loss`
+    ordinal:str|None=None                # 'corn' or 'cumulative': heads for classes in order, see `ordinal_heads`
     head:dict=field(default_factory=dict) # Arguments of `CMUSHead`: aggregator, fusion, modalities, t, …
 
     def __post_init__(self):
         try: json.dumps(self.head)
         except TypeError as e: raise TypeError(f"head={self.head}: a configuration is written down, so give names and numbers, no modules") from e
+        if self.ordinal not in (None, *HEADS): raise ValueError(f"ordinal={self.ordinal!r}: choose from {list(HEADS)}, or None")
         if not 0 < self.valid < 1 or self.epochs < 1: raise ValueError(f"valid={self.valid} is a share between 0 and 1, and epochs={self.epochs} at least 1")
 
 # %% ../nbs/13a_crossval.ipynb #c007
@@ -80,8 +83,9 @@ def train_config(
     views = as_cache(cache).n_views
     if views != config.views: raise ValueError(f"the cache keeps {views} views and the configuration asks for {config.views}")
     dls = train.dataloaders(valid=config.valid if valid is None else valid, size=config.size, bs=config.bs, seed=seed, cache=cache, **({} if device is None else dict(device=torch.device(device))), **kwargs)
-    loss, cbs = make_loss(config.loss, **presets[config.preset]['loss'])
+    loss, cbs = make_loss(config.loss, **({} if config.ordinal else presets[config.preset]['loss']))       # smoothed labels would forget the order
     learn = cmus_learner(dls, config.backbone, config.weights, config.preset, seed=seed, lr=config.lr, loss_func=loss, metrics=[_nll()], precision=precision, cbs=[*cbs, BestEpoch()], **config.head)
+    if config.ordinal: ordinal_heads(learn.model, config.ordinal)
     learn.freeze()
     with learn.no_bar(), learn.no_logging(): learn.fit_preset(config.epochs)
     return learn
@@ -343,7 +347,7 @@ def _metrics(cv, config):
                 training=infos, config=asdict(config), environment=_environment())
 
 def _finish(out, cohort, config, folds, title):
-    "The tables of all folds, and under a title the figures and the report; the predictions last, as the sign that all is there."
+    "The tables of all folds, and under a title the figures and the report."
     wide = {side: _collect(out, folds, side).to_csv(index=False) for side in ('valid', 'test')}
     _write_whole(out/'folds.csv', pd.DataFrame([dict(patient=p, repeat=f.repeat, fold=f.fold) for f in folds for p in f.test]).to_csv(index=False))
     for name, what in dict(environment=_environment(), config=asdict(config)).items(): _write_whole(out/f'{name}.json', json.dumps(what, indent=1))

@@ -202,7 +202,9 @@ def ordinal_heads(
     "Give a network's four heads the order of the stages."
     if kind not in HEADS: raise ValueError(f'kind={kind!r}: choose from {list(HEADS)}')
     head = model.head if isinstance(model, CMUSNet) else model
-    for branch in (head.om, head.im, head.tem, head.fusion):
+    fusion = getattr(head.fusion, 'mlp', getattr(head.fusion, 'out', None))
+    if fusion is None: raise ValueError(f'{type(head.fusion).__name__} has no layer of its own that classifies: choose another fusion')
+    for branch in (head.om, head.im, head.tem, fusion):
         old = branch[-1]
         if type(old) is not nn.Linear: raise ValueError(f'a head ends in {type(old).__name__}, not in a plain linear layer: make the model without branch_relu, and change its heads only once')
         branch[-1] = HEADS[kind](old.in_features, old.out_features).to(old.weight.device)

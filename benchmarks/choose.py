@@ -1,0 +1,76 @@
+"""Choose a configuration on training patients alone, and compare it with logistic regression on test patients.
+
+For training patients who share images, as in a composed cohort: a plain validation part is no help there, since the network has seen most of its images.
+So the candidates are judged in cross-validation inside the training patients, in which every image of a validation patient is taken away from the
+patients trained on ("purged"). The winner, by accuracy and then by log loss, is trained anew with the package's defaults from --seeds seeds and reads the
+test patients; so does logistic regression on the same frozen features, averaged. Printed are the means over the seeds and the ensemble of the seeds
+(the mean of their probabilities), with paired differences to logistic regression.
+
+    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps --json benchmarks/results/real_best.json
+"""
+import argparse, json, warnings
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+import numpy as np, pandas as pd
+from cmus_fastai.cohort import Cohort, CohortWarning
+from cmus_fastai.crossval import Config, joined, make_folds, read_out, train_config
+from cmus_fastai.evaluate import compare, evaluate, predictions
+from cmus_fastai.features import FeatureCache, _digests
+from cmus_fastai.study import baseline_folds
+from common import machine
+
+CANDIDATES = {f: dict(fusion=f) for f in ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')} | {f'mean, TEM by {a}': dict(fusion='mean', aggregator=a) for a in ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')}
+
+def purged(train, valid):
+    "The training patients without any image that a validation patient has."
+    digests = _digests(train)
+    theirs = {g for ms in _digests(valid).values() for images in ms.values() for _, g in images}
+    mine = {p for ms in digests.values() for images in ms.values() for p, g in images if g not in theirs}
+    df = train.df.copy()
+    for m in ('OM', 'IM'): df[m] = [p if p in mine else None for p in df[m]]
+    df['TEM'] = pd.Series([[p for p in bag if p in mine] for bag in df.TEM], index=df.index, dtype=object)
+    some = df[['OM', 'IM']].notna().any(axis=1) | (df.TEM.map(len) > 0)
+    return Cohort(df[some], train.classes, digests=train.digests, name='purged')
+
+def judge(config, cohort, cache, k, seed):
+    "Accuracy and log loss of a configuration in purged cross-validation inside the training patients."
+    read = []
+    for train, valid in cohort.kfold(k, seed): read.append(read_out(train_config(config, purged(train, valid), valid, seed, cache), valid)[0]['fusion'])
+    t = pd.concat(read)
+    return float((t.pred == t.label).mean()), float(-np.mean(np.log([max(r[f'p_{r.label}'], 1e-7) for _, r in t.iterrows()])))
+
+def ensemble(tables):
+    p = np.mean([t.filter(like='p_').to_numpy(float) for t in tables], 0)
+    t = tables[0]
+    return predictions(t.index, t.label, p, [c[2:] for c in t.filter(like='p_').columns], t.group)
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', required=True); p.add_argument('--test', required=True); p.add_argument('--cache', help='folder for the maps; default: memory'); p.add_argument('--json')
+    p.add_argument('--k', type=int, default=5); p.add_argument('--seeds', type=int, default=5); p.add_argument('--epochs', type=int, default=15, help='while choosing'); p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES))
+    a = p.parse_args()
+    warnings.simplefilter('ignore', CohortWarning); warnings.simplefilter('ignore', FutureWarning)
+    print(machine())
+    train, test = Cohort.read(a.data, progress=False), Cohort.read(a.test, progress=False)
+    cohort, fold = joined(train, test)
+    cohort.leaky = train.leaky = True                     # said above; folds inside the training patients are purged
+    cache, tried = FeatureCache(a.cache, n_views=2, progress=False), {}
+    for name in a.only:
+        tried[name] = judge(Config(epochs=a.epochs, head=CANDIDATES[name]), train, cache, a.k, 0)
+        print(f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation patients', flush=True)
+    best = max(tried, key=lambda n: (tried[n][0], -tried[n][1]))
+    config = Config(head=CANDIDATES[best])
+    reads = [read_out(train_config(config, train, None, s, cache), test)[0]['fusion'] for s in range(a.seeds)]
+    lr = baseline_folds(cohort, make_folds(cohort, given=fold), config, cache)
+    rows = {'mean of seeds': reads, 'ensemble of seeds': [ensemble(reads)], 'logistic regression': lr}
+    table = {k: {m: dict(r) for m, r in evaluate(v).iterrows()} for k, v in rows.items()}
+    against = {k: {m: dict(r) for m, r in compare(rows[k], lr).iterrows()} for k in list(rows)[:2]}
+    print(f'chosen: {best}')
+    for k, t in table.items():
+        d = against.get(k)
+        print(f"{k:<20} accuracy {t['accuracy']['estimate']:.3f} ({t['accuracy']['low']:.3f} to {t['accuracy']['high']:.3f}), AUC {t['macro_auc']['estimate']:.3f}"
+              + (f"; minus logistic regression {d['accuracy']['difference']:+.3f} ({d['accuracy']['low']:+.3f} to {d['accuracy']['high']:+.3f}), p {d['accuracy']['p']:.3f}; AUC {d['macro_auc']['difference']:+.3f} ({d['macro_auc']['low']:+.3f} to {d['macro_auc']['high']:+.3f}), p {d['macro_auc']['p']:.3f}" if d else ''))
+    if a.json: Path(a.json).write_text(json.dumps(dict(date=str(date.today()), machine=machine(), config=asdict(config), tried=tried, best=best, seeds=a.seeds, each=[float((t.pred == t.label).mean()) for t in reads], table=table, against=against), indent=1) + '\n', encoding='utf-8')
+
+if __name__ == '__main__': main()
