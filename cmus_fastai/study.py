@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
 from fastai.torch_core import num_distrib, rank_distrib
 from .aggregators import aggregators
-from .calibration import adjust
+from .calibration import compare_many
 from .cohort import Cohort
 from .crossval import Config, CrossValidation, _environment, _write_whole, cross_validate, make_folds
 from .distributed import alone, join
@@ -120,18 +120,15 @@ def study_table(
     readers:dict,           # Name → `CrossValidation`, or readings: tables of predictions, one a repeat
     reference:str='CMUS-Net', # With whom the others are compared
     n_boot:int=2000,        # Bootstrap resamples
-    correct:str='holm',     # For the number of comparisons, see `adjust`
 ) -> pd.DataFrame: # One row a reader; columns (accuracy | macro_auc | macro_f1, estimate | low | high), and for the first two difference, diff_low, diff_high, p, p_adjusted
-    "All models in one table: figures with intervals, and paired differences to the reference with corrected p."
+    "All models in one table: figures with intervals, and paired differences to the reference with p corrected by `compare_many`."
     read = {k: v.readings() if isinstance(v, CrossValidation) else v for k, v in readers.items()}
     if reference not in read: raise ValueError(f"the reference {reference!r} is none of {list(read)}")
-    rows = {}
-    for name, r in read.items():
-        e, d = evaluate(r, n_boot=n_boot), None if name == reference else compare(r, read[reference], n_boot)
-        rows[name] = {(m, c): e.loc[m, c] for m in e.index for c in ('estimate', 'low', 'high')}
-        for m in ('accuracy', 'macro_auc') if d is not None else (): rows[name] |= {(m, new): d.loc[m, old] for new, old in dict(difference='difference', diff_low='low', diff_high='high', p='p').items()}
-    out = pd.DataFrame.from_dict(rows, orient='index').sort_index(axis=1, level=0, sort_remaining=False)
-    for m in ('accuracy', 'macro_auc') if len(out) > 1 else (): out[m, 'p_adjusted'] = adjust(out[m, 'p'], correct)
+    rows = {name: {(m, c): e.loc[m, c] for m in e.index for c in ('estimate', 'low', 'high')} for name, r in read.items() for e in [evaluate(r, n_boot=n_boot)]}
+    out = pd.DataFrame.from_dict(rows, orient='index')
+    if len(out) > 1:
+        d = compare_many(read, reference, n_boot).drop(columns='', level=0)
+        out = out.join(d.rename(columns=dict(low='diff_low', high='diff_high', p_holm='p_adjusted'), level=1))
     return out.sort_index(axis=1, level=0, sort_remaining=False)
 
 # %% ../nbs/13b_study.ipynb #c016
