@@ -22,6 +22,7 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from . import __version__
 from .artifact import save_model
 from .bag import read_image
+from .calibration import fit_temperature
 from .cohort import Cohort, CohortError, CohortWarning, audit_leak, check_same_classes
 from .crossval import Config, cross_validate, joined, make_folds
 from .encoder import WeightsNotFound
@@ -100,6 +101,13 @@ def _tables(test, classes, probs, present):
     branches = {m: new(test.df[present[:, i]], probs[m.lower()][present[:, i]]) for i, m in enumerate(MODALITIES) if present[:, i].any()}
     return new(test.df, probs['fusion']), branches
 
+def _temperatures(learn, a, cache):
+    "Temperature of the fusion and of each branch, from the validation patients."
+    valid = learn.dls.cohorts[1]
+    probs, present, _ = _read_test(learn, a, valid, cache)
+    fusion, branches = _tables(valid, list(learn.dls.vocab), probs, present)
+    return {r: round(fit_temperature(p), 4) for r, p in dict(fusion=fusion, **branches).items() if p.label.notna().sum() > 1}
+
 def _case_views(preds, branches, test, weights, size):
     "A few cases with their pictures."
     row = {p: i for i, p in enumerate(test.df.index)}
@@ -119,7 +127,7 @@ def _seed_summary(all_preds, level=.95, n_boot=2000):
 _records = lambda t: json.loads(t.reset_index().to_json(orient='records'))
 
 # %% ../nbs/14_cli.ipynb #c015
-def _write(folder, a, train, test, source, history, preds, branches, base, weights, seeds, model, seconds):
+def _write(folder, a, train, test, source, history, preds, branches, base, weights, seeds, model, temperatures, seconds):
     "Everything into `folder`."
     settings = dict(backbone=a.backbone, weights=a.weights, encoders='fine-tuned' if a.finetune else f'frozen, {a.views} views of each training image', image_size=a.size, epochs=a.epochs,
                     seed=a.seed, validation=f'{a.valid:.0%} of the training patients', loss='fusion 1, OM 0.3, IM 0.5, TEM 0.2; label smoothing 0.1', SMIL='t = 1.5, sum', projection=256,
@@ -135,7 +143,7 @@ def _write(folder, a, train, test, source, history, preds, branches, base, weigh
                    difference_to_baseline=_records(compare(preds, base)), seeds=seeds, best_possible={'+'.join(k): v for k, v in bayes.items()} if bayes else None,
                    patients=dict(train=len(train), test=len(test)), settings=settings)
     (folder/'metrics.json').write_text(json.dumps(metrics, indent=2, default=str), encoding='utf-8')
-    save_model(model, folder/'model', train.classes, a.size, seed=a.seed)
+    save_model(model, folder/'model', train.classes, a.size, seed=a.seed, temperature=temperatures)
 
 # %% ../nbs/14_cli.ipynb #c017
 def run(a, folder):
@@ -158,10 +166,10 @@ def run(a, folder):
         probs, present, weights = _read_test(learn, a, test, cache)
         preds, branches = _tables(test, train.classes, probs, present)
         all_preds.append(preds)
-        first = first or (history, preds, branches, weights, learn.model)
-    history, preds, branches, weights, model = first
+        first = first or (history, preds, branches, weights, learn.model, _temperatures(learn, a, cache))
+    history, preds, branches, weights, model, temperatures = first
     summary = _seed_summary(all_preds)
-    if not rank_distrib(): _write(folder, a, train, test, source, history, preds, branches, base, weights, summary, model, time.time() - start)
+    if not rank_distrib(): _write(folder, a, train, test, source, history, preds, branches, base, weights, summary, model, temperatures, time.time() - start)
     return evaluate(preds), evaluate(base), summary
 
 # %% ../nbs/14_cli.ipynb #c018
