@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Two commands that need nothing but Python 3.10 or newer:
+"""Commands that need nothing but Python 3.10 or newer:
 
     python3 run.py demo [options of cmus_demo]    simulate biopsies, train, evaluate, write report.html
     python3 run.py test [notebooks]               run every notebook, and check that notebooks and library agree
+    python3 run.py explore MODEL FOLDER           read cases in the browser, with a model that demo wrote
 
 Each first makes, or brings up to date, the virtual environment it needs: `.venv` here, or the folder named in CMUS_VENV.
 """
@@ -14,7 +15,7 @@ env = Path(os.environ.get('CMUS_VENV') or root/'.venv').expanduser().absolute()
 bin_dir = env/('Scripts' if os.name == 'nt' else 'bin')
 python = bin_dir/('python.exe' if os.name == 'nt' else 'python')
 stamp = env/'cmus_fastai.json'  # what is installed; written last, so an interrupted install leaves none
-extras = {'demo': {'weights'}, 'test': {'weights', 'dev'}}
+extras = {'demo': {'weights'}, 'test': {'weights', 'dev'}, 'explore': {'weights', 'app'}}
 no_pip = """This Python comes without ensurepip, so it cannot put pip into a new environment, and fetching pip failed: {error}
 Do one of these, then run the command again:
   - Debian, Ubuntu:      sudo apt install python3-venv
@@ -74,8 +75,8 @@ def main(args):
     if sys.version_info < (3, 10): sys.exit(f'Python 3.10 or newer is needed; this is {sys.version.split()[0]}.')
     if not args or args[0] not in extras: sys.exit(__doc__)
     ensure_env(extras[args[0]])
-    if args[0] == 'demo': return run(bin_dir/('cmus_demo.exe' if os.name == 'nt' else 'cmus_demo'), *args[1:])
-    return run(python, root/'tools'/'test.py', *args[1:])
+    if args[0] == 'test': return run(python, root/'tools'/'test.py', *args[1:])
+    return run(bin_dir/f"cmus_{args[0]}{'.exe' if os.name == 'nt' else ''}", *args[1:])
 
 if __name__ == '__main__':
     try: sys.exit(main(sys.argv[1:]))

@@ -78,11 +78,13 @@ def sidebar():
         ''.join(f'in nbs/sidebar.yml, but not in nbs/: {p}\n' for p in sorted(listed - there))
 
 def report(name, test, *args):
-    "Run one test, print its line and, if it failed, what it printed."
+    "Run one test, print its line and, if it failed or left something out, what it said; returns PASS, FAIL or SKIP."
     start = time.time()
     ok, out = test(*args)
-    print(f"{'PASS' if ok else 'FAIL'}  {time.time()-start:5.1f} s  {name}\n{'' if ok else out}", end='', flush=True)
-    return ok
+    skipped = [l for l in out.splitlines() if l.startswith('SKIPPED:')]  # a notebook says so on the real standard output
+    word = 'FAIL' if not ok else 'SKIP' if skipped else 'PASS'
+    print(f"{word}  {time.time()-start:5.1f} s  {name}\n{'' if ok else out}" + ''.join(f'{l}\n' for l in skipped if ok), end='', flush=True)
+    return word
 
 def main(paths):
     nbs = [Path(p).resolve() for p in paths] or sorted(nbglob(cfg.nbs_path, as_path=True))
@@ -92,8 +94,8 @@ def main(paths):
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tests = [pool.submit(report, t.__doc__, t) for t in checks] + \
                 [pool.submit(report, os.path.relpath(nb, root), notebook, nb) for nb in nbs]
-    passed = sum(t.result() for t in tests)
-    print(f'{passed} passed, {len(tests)-passed} failed')
-    return passed != len(tests)
+    passed, failed, skipped = ([t.result() for t in tests].count(w) for w in ('PASS', 'FAIL', 'SKIP'))
+    print(f'{passed} passed, {failed} failed' + f', {skipped} skipped'*(skipped > 0))
+    return failed > 0
 
 if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
