@@ -40,7 +40,7 @@ METHODS = dict(
     occlusion=Method('occlusion', 'Occlusion: how far the logit of {} falls when a square of one image is covered.', 'logit', (49, 49)),
     ablation=Method('ablation', 'Ablation: how far the logit of {} falls when a patch of like colour (a superpixel) is blanked.', 'logit', (36, 36)),
     gradient_shap=Method('gradient SHAP', 'Gradient SHAP: what each pixel adds to the logit of {} on random ways from a blank image to this one; smoothed for the eye.', 'logit a pixel', (48, 48), 1/112),
-    ig=Method('integrated gradients', 'Integrated gradients: what each pixel adds to the logit of {} on the straight way from a blank image to this one; smoothed for the eye.', 'logit a pixel', (48, 1500), 1/112))
+    ig=Method('integrated gradients', 'Integrated gradients: what each pixel adds to the logit of {} on the straight way from a blank image to this one; smoothed for the eye.', 'logit a pixel', (48, 3100), 1/112))
 
 CAUTION = 'An attribution says what a number of this network depends on. It is no proof of a lesion, and no diagnosis may rest on it.'
 

@@ -282,9 +282,9 @@ def baseline(
 # %% ../nbs/10_explain.ipynb #c039
 def _bite(case): return max(1, 32//(case.n + 2))    # cases in one evaluation, so that about 32 images are in memory
 
-def _integrated_gradients(answer, case, k, base, n_steps=None, tol=.01, most=512, internal_batch_size=None):
-    "Along a straight path; `n_steps` equal steps, or None: pieces of four steps, cut where delta is largest."
-    method, steps = IntegratedGradients(answer), n_steps or 4
+def _integrated_gradients(answer, case, k, base, n_steps=None, tol=.01, most=1024, internal_batch_size=None):
+    "Along a straight path; `n_steps` equal steps, or None: pieces of two steps, cut where delta is largest."
+    method, steps = IntegratedGradients(answer), n_steps or 2
     at = lambda s: tuple(b + s*(x - b) for x, b in zip(case.images, base)) if s < 1 else case.images
     def piece(lo, hi):
         a, delta = method.attribute(at(hi), at(lo), target=k, additional_forward_args=case.masks, n_steps=steps, internal_batch_size=internal_batch_size or _bite(case), return_convergence_delta=True)
