@@ -6,7 +6,7 @@
 __all__ = ['show', 'cmus_explore']
 
 # %% ../nbs/11a_app.ipynb #c004
-import argparse, html, json, os, secrets, sys, tempfile, threading, warnings, webbrowser
+import argparse, html, json, secrets, sys, tempfile, threading, warnings, webbrowser
 from pathlib import Path
 
 # %% ../nbs/11a_app.ipynb #c006

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['METHODS', 'CAUTION', 'FOR', 'AGAINST', 'WEIGHT', 'CSS', 'Method', 'View', 'CaseBook', 'part', 'choices', 'view',
            'ready', 'seconds', 'waiting', 'reading', 'patients', 'filters', 'title', 'beside', 'summary', 'pictures',
-           'esc', 'view_html', 'compare_html', 'error_html', 'busy_html', 'note_html', 'opacity_css', 'case_figure',
+           'view_html', 'compare_html', 'error_html', 'busy_html', 'note_html', 'opacity_css', 'case_figure',
            'page_html', 'save_case', 'free_name', 'file_html']
 
 # %% ../nbs/10b_casebook.ipynb #c004
-import base64, html, io, math, os, tempfile, time, warnings
+import base64, io, math, os, tempfile, time, warnings
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
@@ -19,10 +19,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from .calibration import apply_temperature
 from .evaluate import BRANCH_COLOURS, check_predictions, classes_of
-from .explain import MODALITIES, READINGS, Attribution, Case, CaseReader, attention, attribute, heat, instances, overlay, picture, scale_of, shapley
+from .explain import MODALITIES, READINGS, Attribution, Case, CaseReader, attention, attribute, heat, instances, overlay, picture, scale_of, shapley, smooth
+from .report import esc
 
 # %% ../nbs/10b_casebook.ipynb #c008
 class Method(NamedTuple):
@@ -122,11 +122,6 @@ def _read(self:CaseBook, patient, hidden, dropped, target):
     return self._once('reading', (patient, hidden, dropped, target), ask)
 
 # %% ../nbs/10b_casebook.ipynb #c015
-def _smooth(a, sigma):
-    "An attribution blurred for the eye."
-    blur = lambda x: None if x is None else gaussian_filter(x, sigma)
-    return replace(a, OM=blur(a.OM), IM=blur(a.IM), TEM=[blur(x) for x in a.TEM]) if sigma else a
-
 @_patch
 def _layer(self:CaseBook, patient, hidden, dropped, method, target):
     "The attribution and what it warned of."
@@ -134,7 +129,7 @@ def _layer(self:CaseBook, patient, hidden, dropped, method, target):
         case, start = self.part(patient, hidden, dropped), time.perf_counter()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
-            a = _smooth(attribute(self.reader, case, method, target), METHODS[method].sigma*self.reader.size)
+            a = smooth(attribute(self.reader, case, method, target), METHODS[method].sigma*self.reader.size)
         self._pace[method] = (time.perf_counter() - start)/sum(int(m.sum()) for m in case.masks)
         return a, [str(w.message) for w in said if str(w.message).startswith('patient')]     # captum's own warnings are for programmers
     return self._once('layer', (patient, hidden, dropped, method, target), ask)
@@ -278,8 +273,6 @@ def _ends(v): # Values and words for the two ends of the scale
     return ((-s, f'against {v.target}'), (s, f'for {v.target}')) if v.layer.signed else ((0, 'none'), (s, 'most looked at' if v.method == 'attention' else f'for {v.target}')), unit
 
 # %% ../nbs/10b_casebook.ipynb #c037
-def esc(x): return html.escape(str(x).encode('utf-8', 'replace').decode('utf-8'), quote=True) # Anything that came from data → safe between tags and inside attributes
-
 def _num(x, digits=2, sign=False): # A number as text; what rounds to 0 has no sign
     if x is None or not np.isfinite(x): return '–'
     x = round(float(x), digits) + 0.

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MODALITIES', 'READINGS', 'BASELINES', 'methods', 'Case', 'CaseReader', 'open', 'encode', 'probs', 'reader_of', 'hide',
            'drop', 'put', 'contributions', 'instances', 'picture', 'plot_bag', 'attention', 'HeldWeights', 'Answer',
-           'baseline', 'Attribution', 'attribute', 'scale_of', 'heat', 'overlay', 'plot_attribution', 'shapley',
-           'cohort_shapley']
+           'baseline', 'Attribution', 'attribute', 'smooth', 'scale_of', 'heat', 'overlay', 'plot_attribution',
+           'shapley', 'cohort_shapley']
 
 # %% ../nbs/10_explain.ipynb #c004
 import math, warnings
@@ -404,6 +404,14 @@ def _attention(reader, case, target, **kw):
     return Attribution('attention', target, 'fusion', big.get('OM'), big.get('IM'), [np.full(size, w[i].item(), np.float32) if case.masks[2][0, i] else None for i in range(case.n)], False)
 
 # %% ../nbs/10_explain.ipynb #c049
+def smooth(
+    a:Attribution,
+    sigma:float,   # Of the blur, px; 0: as it is
+) -> Attribution:
+    "An attribution blurred for the eye."
+    blur = lambda x: None if x is None else gaussian_filter(x, sigma)
+    return replace(a, OM=blur(a.OM), IM=blur(a.IM), TEM=[blur(x) for x in a.TEM]) if sigma else a
+
 def scale_of(
     a:Attribution,
     modalities=MODALITIES, # Whose images share the scale
@@ -416,10 +424,9 @@ def heat(
     a:np.ndarray,    # Attribution of one image, [H,W]
     signed:bool,     # Negative values have a meaning
     scale:float,     # Value of full colour
-    sigma:float=0.,  # Blur for the eye, px
 ) -> np.ndarray: # RGBA, uint8 [H,W,4]; transparent where nothing speaks
     "An attribution as a layer of colour."
-    v = np.clip((gaussian_filter(a, sigma) if sigma else a)/scale, -1, 1)
+    v = np.clip(a/scale, -1, 1)
     rgba = colormaps['PuOr_r'](v/2 + .5) if signed else colormaps['plasma'](v)
     rgba[..., 3] = np.abs(v)**.7
     return (255*rgba + .5).astype(np.uint8)
@@ -445,8 +452,7 @@ def plot_attribution(
     fig, axs = plt.subplots(len(attributions), 2 + len(here), figsize=(1.45*(2 + len(here)), 1.65*len(attributions)), dpi=80, squeeze=False, layout='constrained')
     for row, a, title in zip(axs, attributions, titles or [f'{a.method}, for {a.target}' for a in attributions]):
         blur = sigma if sigma is not None else 2. if a.method in ('ig', 'gradient_shap') else 0.
-        smooth = lambda x: gaussian_filter(x, blur) if blur and x is not None else x
-        a = replace(a, OM=smooth(a.OM), IM=smooth(a.IM), TEM=[smooth(x) for x in a.TEM])
+        a = smooth(a, blur)
         shared = [('OM', 'IM'), ('TEM',)] if a.method == 'attention' else [MODALITIES]           # a share of attention and a weight have no common scale
         scale = {m: scale_of(a, ms) for ms in shared for m in ms}
         for ax, x, v, m in zip(row, [case.images[0][0], case.images[1][0], *case.images[2][0, here]], [a.OM, a.IM, *(a.TEM[i] for i in here)], ['OM', 'IM', *['TEM']*len(here)]):

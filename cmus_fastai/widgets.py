@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 import ipywidgets as W
 from .artifact import load_model
-from .casebook import CSS, METHODS, CaseBook, busy_html, compare_html, error_html, esc, file_html, free_name, note_html, opacity_css, save_case, view_html
+from .casebook import CSS, METHODS, CaseBook, busy_html, compare_html, error_html, file_html, free_name, note_html, opacity_css, save_case, view_html
 from .cohort import Cohort
 from .explain import MODALITIES, CaseReader, reader_of
 
