@@ -450,7 +450,7 @@ def plot_attribution(
     "Attributions over the images of a case, one method a row."
     here = case.masks[2][0, :case.n].nonzero().flatten().tolist()
     fig, axs = plt.subplots(len(attributions), 2 + len(here), figsize=(1.45*(2 + len(here)), 1.65*len(attributions)), dpi=80, squeeze=False, layout='constrained')
-    for row, a, title in zip(axs, attributions, titles or [f'{a.method}, for {a.target}' for a in attributions]):
+    for row, a, title in zip(axs, attributions, titles or [a.method + f', for {a.target}'*(a.method != 'attention') for a in attributions]):
         blur = sigma if sigma is not None else 2. if a.method in ('ig', 'gradient_shap') else 0.
         a = smooth(a, blur)
         shared = [('OM', 'IM'), ('TEM',)] if a.method == 'attention' else [MODALITIES]           # a share of attention and a weight have no common scale
