@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['join', 'leave', 'PatientShards', 'PatientTrainer', 'alone', 'run_folds']
 
-# %% ../nbs/08a_distributed.ipynb #c004
+# %% ../nbs/08a_distributed.ipynb #c005
 import atexit, os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,17 +13,14 @@ import torch
 from fastcore.all import patch
 from torch import distributed as dist
 
-# %% ../nbs/08a_distributed.ipynb #c005
-try: from accelerate import PartialState
-except ImportError as e: raise ImportError('Training on several GPUs needs Accelerate: pip install "cmus_fastai[distributed]"') from e
-
 # %% ../nbs/08a_distributed.ipynb #c006
+from accelerate import PartialState
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from fastai.distributed import DistributedDL, DistributedTrainer
 from fastai.torch_core import num_distrib, rank_distrib, to_detach
 from .learner import CMUSLearner
 
-# %% ../nbs/08a_distributed.ipynb #c025
+# %% ../nbs/08a_distributed.ipynb #c007
 def join():
     "Meet the other processes that Accelerate started; they may wait for each other for hours."
     PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=2))
@@ -33,7 +30,7 @@ def leave():
     "Part from the other processes; at exit, so that none is left waiting or aborts."
     if dist.is_initialized(): dist.destroy_process_group()
 
-# %% ../nbs/08a_distributed.ipynb #c008
+# %% ../nbs/08a_distributed.ipynb #c009
 class PatientShards(DistributedDL):
     "One process's part of every batch; each patient of an epoch counts once."
     def get_idxs(self):
@@ -66,7 +63,7 @@ class PatientShards(DistributedDL):
 
     def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)   # the trainer has gathered before
 
-# %% ../nbs/08a_distributed.ipynb #c014
+# %% ../nbs/08a_distributed.ipynb #c015
 class PatientTrainer(DistributedTrainer):
     "fastai's distributed trainer, with each patient counted once and all metrics exact."
     def __init__(self,
@@ -88,7 +85,7 @@ class PatientTrainer(DistributedTrainer):
         real = self.dl.share[0]
         return type(x)(torch.cat(gather_object([x[:real].detach().cpu()]))).to(x.device)
 
-# %% ../nbs/08a_distributed.ipynb #c015
+# %% ../nbs/08a_distributed.ipynb #c016
 @patch
 def to_distributed(self:CMUSLearner,
     sync_bn=False, # Not used: the encoders' batch norm is frozen
@@ -102,7 +99,7 @@ def to_distributed(self:CMUSLearner,
     if rank_distrib() and hasattr(self, 'progress'): self.remove_cb(self.progress)
     return self
 
-# %% ../nbs/08a_distributed.ipynb #c022
+# %% ../nbs/08a_distributed.ipynb #c023
 @contextmanager
 def alone():
     "Let fastai in this process gather nothing from the others."

@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'agreement', 'decide', 'stage_limits', 'stage_cohort', 'stage_metrics', 'read_for', 'plot_stages', 'CORN',
            'CumulativeLink', 'ordinal_heads', 'load_ordinal']
 
-# %% ../nbs/09b_ordinal.ipynb #c005
+# %% ../nbs/09b_ordinal.ipynb #c006
 import json, math, warnings
 import numpy as np, pandas as pd, matplotlib.pyplot as plt
 import torch
@@ -15,12 +15,13 @@ from itertools import chain, combinations
 from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn, Tensor
+from .artifact import check_network
 from .cohort import Cohort
 from .evaluate import EvaluationWarning, OKABE_ITO, plot_confusion, resample_counts, wilson, _labelled, _notes, _score_interval, _z
 from .model import CMUSNet
 from .phantom import Difficulty, MODALITIES, STAGES, look_table
 
-# %% ../nbs/09b_ordinal.ipynb #c008
+# %% ../nbs/09b_ordinal.ipynb #c009
 def agreement(
     C, # Counts or chances, rows the true stage and columns the reading, [...,K,K]
 )->dict: # accuracy, kappa (quadratic-weighted; NaN where all patients are read and staged alike), mae, within_one, each [...]
@@ -32,7 +33,7 @@ def agreement(
     kappa = 1 - mean(off**2)/np.where(chance > 0, chance, np.nan)
     return dict(accuracy=mean(off==0), kappa=kappa, mae=mean(off), within_one=mean(off<=1))
 
-# %% ../nbs/09b_ordinal.ipynb #c013
+# %% ../nbs/09b_ordinal.ipynb #c014
 def decide(
     joint,               # Chance of stage k together with evidence x, [K,m]; or the probabilities [m,K] of m patients, transposed
     goal:str='accuracy', # 'accuracy', 'kappa' or 'mae'
@@ -51,7 +52,7 @@ def decide(
         if pick(miss - ratio*chance, new) > -1e-12*joint.sum(): return d
         d = new
 
-# %% ../nbs/09b_ordinal.ipynb #c019
+# %% ../nbs/09b_ordinal.ipynb #c020
 def stage_limits(
     modalities=MODALITIES,              # Those to choose from, any of 'OM', 'IM', 'TEM'
     difficulty:Difficulty=Difficulty(), # Of the phantom
@@ -65,7 +66,7 @@ def stage_limits(
         rows[' + '.join(seen)] = {g: float(agreement(joint@np.eye(len(STAGES))[decide(joint, g)])[g]) for g in ('accuracy', 'kappa', 'mae')}
     return pd.DataFrame.from_dict(rows, orient='index')
 
-# %% ../nbs/09b_ordinal.ipynb #c025
+# %% ../nbs/09b_ordinal.ipynb #c026
 def stage_cohort(
     path,     # Folder made by `make_phantom`
     **kwargs, # For `Cohort.from_table`, e.g. `check='fast'`
@@ -79,7 +80,7 @@ def stage_cohort(
     cohort.name = f'{path.name}, stages of MN'
     return cohort
 
-# %% ../nbs/09b_ordinal.ipynb #c029
+# %% ../nbs/09b_ordinal.ipynb #c030
 def _stages(preds, classes):
     "Checked rows with a label, with their stage numbers; the classes must be all of the table's, in order"
     df, known = _labelled(preds)
@@ -94,7 +95,7 @@ def _kappa_interval(kappa, boots, k, n, level, edge):
     if kappa > 1-1e-12: return edge, 1.
     return tuple(float(np.tanh(np.arctanh(kappa) + sign*_z(level, k, n)*s/(1-kappa**2))) for sign in (-1,1)) if s > 1e-12 else (np.nan, np.nan)
 
-# %% ../nbs/09b_ordinal.ipynb #c030
+# %% ../nbs/09b_ordinal.ipynb #c031
 def stage_metrics(
     preds:pd.DataFrame, # From `predictions`; patients without a label are passed over
     classes=None,       # All stages, from the lowest to the highest; default: in the order of the probability columns
@@ -124,7 +125,7 @@ def _stage_notes(df, classes, est):
     if k < min(len(df), 20): out.append(f'{len(df)} patients in only {k} groups: the intervals rest on {k} independent pieces and are rather too narrow')
     return out
 
-# %% ../nbs/09b_ordinal.ipynb #c039
+# %% ../nbs/09b_ordinal.ipynb #c040
 def read_for(
     preds:pd.DataFrame, # From `predictions`
     goal:str,           # 'accuracy', 'kappa' or 'mae', see `decide`
@@ -135,7 +136,7 @@ def read_for(
     number = decide(df[[f'p_{c}' for c in classes]].to_numpy().T, goal)
     return df.assign(pred=pd.Series([classes[k] for k in number], index=df.index, dtype=object))
 
-# %% ../nbs/09b_ordinal.ipynb #c043
+# %% ../nbs/09b_ordinal.ipynb #c044
 def plot_stages(
     preds:pd.DataFrame, # From `predictions`
     classes=None,       # All stages, from the lowest to the highest; default: in the order of the probability columns
@@ -152,7 +153,7 @@ def plot_stages(
     ax.set_title(f"kappa {got['kappa']:.2f}, off by {got['mae']:.2f} stages on average", fontsize='medium')
     return ax
 
-# %% ../nbs/09b_ordinal.ipynb #c047
+# %% ../nbs/09b_ordinal.ipynb #c048
 class CORN(nn.Linear):
     "Ordinal head of conditional questions: beyond stage k, given at least stage k? (Shi, Cao and Raschka 2021, arXiv 2111.08851)."
     def __init__(self,
@@ -170,7 +171,7 @@ class CORN(nn.Linear):
         at_least = F.pad(F.logsigmoid(z).cumsum(-1), (1, 0))
         return at_least + F.pad(F.logsigmoid(-z), (0, 1))
 
-# %% ../nbs/09b_ordinal.ipynb #c052
+# %% ../nbs/09b_ordinal.ipynb #c053
 class CumulativeLink(nn.Linear):
     "Ordinal head of one score and ordered thresholds: proportional odds (McCullagh 1980)."
     def __init__(self,
@@ -192,7 +193,7 @@ class CumulativeLink(nn.Linear):
         inside = torch.log(-torch.expm1(-self.log_gaps.exp()))
         return F.pad(F.logsigmoid(below), (0, 1)) + F.pad(F.logsigmoid(-below), (1, 0)) + F.pad(inside, (1, 1))
 
-# %% ../nbs/09b_ordinal.ipynb #c058
+# %% ../nbs/09b_ordinal.ipynb #c059
 HEADS = dict(corn=CORN, cumulative=CumulativeLink)
 
 def ordinal_heads(
@@ -211,7 +212,7 @@ def ordinal_heads(
     if isinstance(model, CMUSNet): model.config['ordinal'] = kind                            # goes with a saved model
     return model
 
-# %% ../nbs/09b_ordinal.ipynb #c062
+# %% ../nbs/09b_ordinal.ipynb #c063
 def load_ordinal(
     path,         # Folder made by `save_model` from a network with ordinal heads
     device='cpu', # Where the model goes
@@ -221,6 +222,6 @@ def load_ordinal(
     config = json.loads((Path(path)/'config.json').read_text(encoding='utf-8'))
     if 'ordinal' not in config['model']: raise ValueError(f'{path} holds a model with plain heads: read it with load_model')
     kind = config['model'].pop('ordinal')
-    model = ordinal_heads(CMUSNet(**config['model'], weights=None), kind)
+    model = ordinal_heads(CMUSNet(**check_network(config['model'], path), weights=None), kind)
     model.load_state_dict(load_file(Path(path)/'model.safetensors'))
     return model.to(device).eval(), config

@@ -53,10 +53,10 @@ class CaseExplorer(W.Box):
     def dropped(self): return [i for i, box in enumerate(self.bag.children) if not box.value] # TEM images taken away
 
 # %% ../nbs/11_widgets.ipynb #c010
-from fastcore.basics import patch as _patch
+from fastcore.basics import patch
 
 # %% ../nbs/11_widgets.ipynb #c011
-@_patch
+@patch
 def _whom(self:CaseExplorer):
     "Filter, list of patients, next and previous."
     self.filter = W.Dropdown(options=self.book.filters(), description='show', tooltip='Which patients are in the list', layout=_wide(), style=_narrow())
@@ -65,10 +65,10 @@ def _whom(self:CaseExplorer):
     self.read = W.Button(description='Read all patients', tooltip='Reads every patient once, so that wrong and uncertain ones can be listed', layout=_wide())
     self.count = W.HTML(note_html(self.book.summary()))
 
-@_patch
+@patch
 def _names(self:CaseExplorer, patients): return [(self.book.title(p), p) for p in patients]
 
-@_patch
+@patch
 def _what(self:CaseExplorer):
     "Overlay, class and opacity."
     self.method = W.Dropdown(options=[(METHODS['gradcam'].title, 'gradcam')], description='overlay', tooltip='What is laid over the images', layout=_wide(), style=_narrow())
@@ -77,14 +77,14 @@ def _what(self:CaseExplorer):
     self.opacity = W.FloatSlider(value=.7, min=0, max=1, step=.05, description='opacity', tooltip='Opacity of the overlay', readout_format='.2f', layout=_wide(), style=_narrow())
 
 # %% ../nbs/11_widgets.ipynb #c012
-@_patch
+@patch
 def _with(self:CaseExplorer):
     "Which images the network may see."
     self.shown = {m: W.Checkbox(value=True, description=m, indent=False, tooltip=f'Show {m} to the network', layout=W.Layout(width='62px')) for m in MODALITIES}
     self._boxes, self.bag = [], W.Box(layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))
     self.all = W.Button(description='Show all images', tooltip='Gives every image back to the network', layout=_wide())
 
-@_patch
+@patch
 def _bag_of(self:CaseExplorer, n):
     "A box for each of `n` TEM images, all ticked."
     for i in range(len(self._boxes), n):
@@ -93,7 +93,7 @@ def _bag_of(self:CaseExplorer, n):
     for box in (*self._boxes, *self.shown.values()): box.value = True
     self.bag.children = self._boxes[:n]
 
-@_patch
+@patch
 def _beside(self:CaseExplorer):
     "A second patient, and saving."
     self.other = W.Dropdown(options=[('nobody', ''), *self._names(self.book.patients())], description='beside', tooltip='A second patient, read with the same modalities', layout=_wide(), style=_narrow())
@@ -102,7 +102,7 @@ def _beside(self:CaseExplorer):
     self.saved = W.HTML(layout=_wide())
 
 # %% ../nbs/11_widgets.ipynb #c013
-@_patch
+@patch
 def _left(self:CaseExplorer):
     "The column of controls."
     head = lambda text: W.HTML(f'<b>{text}</b>')
@@ -112,7 +112,7 @@ def _left(self:CaseExplorer):
                    head('Compare'), self.other, head('Save'), self.name, W.HBox(list(self.save.values())), self.saved],
                   layout=W.Layout(flex='1 0 290px', max_width='320px', overflow='visible'))
 
-@_patch
+@patch
 def _wire(self:CaseExplorer):
     "What happens when."
     self.filter.observe(self._new_filter, 'value'); self.who.observe(self._new_patient, 'value')
@@ -123,7 +123,7 @@ def _wire(self:CaseExplorer):
     for kind, button in self.save.items(): button.on_click(lambda b, kind=kind: self._save(kind))
 
 # %% ../nbs/11_widgets.ipynb #c015
-@_patch
+@patch
 @contextmanager
 def _quietly(self:CaseExplorer):
     "Set controls without drawing."
@@ -131,11 +131,11 @@ def _quietly(self:CaseExplorer):
     try: yield
     finally: self._still = False
 
-@_patch
+@patch
 def _changed(self:CaseExplorer, change):
     if not self._still: self._draw()
 
-@_patch
+@patch
 def _new_filter(self:CaseExplorer, change=None):
     "Another list; the patient stays, if it is in the list."
     patients, now = self.book.patients(*self.filter.value), self.patient
@@ -144,12 +144,12 @@ def _new_filter(self:CaseExplorer, change=None):
         self.who.value = now if now in patients else next(iter(patients), None)
     if self.patient != now: self._new_patient()
 
-@_patch
+@patch
 def _step(self:CaseExplorer, step):
     if self.patient is not None: self.who.value = self.book.beside([p for _, p in self.who.options], self.patient, step)
 
 # %% ../nbs/11_widgets.ipynb #c016
-@_patch
+@patch
 def _new_patient(self:CaseExplorer, change=None):
     "Another patient, with all images."
     if self._still: return
@@ -159,7 +159,7 @@ def _new_patient(self:CaseExplorer, change=None):
         self.saved.value = ''
     self._draw()
 
-@_patch
+@patch
 def _menus(self:CaseExplorer):
     "What this case offers: overlays, modalities, a name for the file."
     choices, case = self.book.choices(self.patient, self.hidden, self.dropped), self.book.open(self.patient)
@@ -173,7 +173,7 @@ def _menus(self:CaseExplorer):
         self.name.value = f'{self.patient} {self.method.value}'
 
 # %% ../nbs/11_widgets.ipynb #c017
-@_patch
+@patch
 def _view(self:CaseExplorer, patient, dropped, wait):
     "One case as HTML; a case that cannot be read is a message."
     try: v = self.book.view(patient, self.hidden, dropped, self.method.value, self.target.value or None, wait)
@@ -181,7 +181,7 @@ def _view(self:CaseExplorer, patient, dropped, wait):
     self.views.append(v)
     return view_html(v)
 
-@_patch
+@patch
 def _draw(self:CaseExplorer, wait=False):
     "Read and show what the controls say."
     if self.patient is None: self.page.value, self.status.value, self.views = compare_html(error_html('Nobody', 'No patient is of this kind: choose another filter.')), '', []; return
@@ -198,14 +198,14 @@ def _draw(self:CaseExplorer, wait=False):
     self.status.value = note_html(f'{METHODS[self.method.value].title}: {wait_for}. Press Compute.') if slow and not wait else ''
 
 # %% ../nbs/11_widgets.ipynb #c019
-@_patch
+@patch
 def _read_all(self:CaseExplorer):
     "Read every patient, then offer the filters that need it."
     self.read.disabled = True
     try: self.task = asyncio.get_running_loop().create_task(self._read_slowly())
     except RuntimeError: asyncio.run(self._read_slowly())
 
-@_patch
+@patch
 async def _read_slowly(self:CaseExplorer):
     for n in self.book.reading():
         self.count.value = busy_html(f'{n} of {len(self.book.cohort)} patients read')
@@ -219,7 +219,7 @@ async def _read_slowly(self:CaseExplorer):
     self.count.value = note_html(self.book.summary())
 
 # %% ../nbs/11_widgets.ipynb #c020
-@_patch
+@patch
 def _save(self:CaseExplorer, kind):
     "Save what is shown; say where."
     self.saved.value = busy_html(f'Saving {kind.upper()}')
