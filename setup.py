@@ -14,5 +14,6 @@ extras = {o.removesuffix('_requirements'): lines(o) for o in ini.defaults() if o
 setup(name=cfg['name'], version=version, description=cfg['description'], author=cfg['author'], license=cfg['license'],
       keywords=cfg['keywords'], python_requires='>=' + cfg['min_python'],
       long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
-      packages=find_packages(include=[cfg['name']]), install_requires=lines('requirements'), extras_require=extras,
+      packages=find_packages(include=[cfg['name'], cfg['name'] + '.*']),
+      package_data={cfg['name']: ['templates/*', 'results/*.json']}, install_requires=lines('requirements'), extras_require=extras,
       entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"]})

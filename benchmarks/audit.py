@@ -9,22 +9,25 @@ for the --n_ig of these patients with the fewest images the map is set beside th
 What is done is kept in --work; with more patients asked for, or after an interruption, the same command goes on.
 
     cmus_demo --out demo
-    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model --tested demo/predictions.csv --json benchmarks/results/audit_phantom.json
+    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model --tested demo/predictions.csv --json cmus_fastai/results/audit_phantom.json
     cmus_demo --data real_micrographs/train --test real_micrographs/test --out real
-    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train --data real_micrographs/test --model real/model --tested real/predictions.csv --json benchmarks/results/audit_real.json
+    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train --data real_micrographs/test --model real/model --tested real/predictions.csv --json cmus_fastai/results/audit_real.json
 """
 import argparse, base64, io, json, pickle, time, warnings
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from PIL import Image
-from cmus_fastai.artifact import load_model, save_model
-from cmus_fastai.audit import SLOW, Auditor, Truth, against, audit_case, audit_table, bag_scores, gaze, likeness, pick
-from cmus_fastai.cohort import Cohort, CohortWarning
-from cmus_fastai.crossval import Config, read_out, train_config
-from cmus_fastai.evaluate import evaluate
-from cmus_fastai.explain import MODALITIES, CaseReader, attention, attribute, picture
-from cmus_fastai.features import FeatureCache
+from cmus_fastai.training.artifact import load_model, save_model
+from cmus_fastai.explain.audit import (
+    SLOW, Auditor, Truth, against, audit_case, audit_table, bag_scores, gaze, likeness, pick,
+)
+from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.evaluation.crossval import Config, read_out, train_config
+from cmus_fastai.evaluation.metrics import evaluate
+from cmus_fastai.core import MODALITIES
+from cmus_fastai.explain.attribution import CasePredictor, attention, attribute, picture
+from cmus_fastai.training.features import FeatureCache
 from common import machine
 
 QUICK = 'attention', 'gradcam'
@@ -42,7 +45,7 @@ def trained(name, seed, head, train, test, config, work, cache):
         save_model(learn.model, folder, list(learn.dls.vocab), config['size'], accuracy=t.loc['accuracy'].to_dict())
         say(f'trained {name}')
     model, c = load_model(folder)
-    return CaseReader(model, c['classes'], c['size'], c['resample']), c['info']['accuracy']
+    return CasePredictor(model, c['classes'], c['size'], c['resample']), c['info']['accuracy']
 
 def share_encoders(reader, main):
     "Use the audited model's encoders where they are the same."
@@ -91,7 +94,7 @@ def write(a, kept, accuracy, cohort, seconds, size, shown):
     curves = pd.DataFrame([r for r in records if 'curve' in r])
     curves = [] if not len(curves) else [dict(check=c, method=m, modality=x, n=len(g), curve=np.mean(g.curve.tolist(), 0).round(4).tolist(), chance=np.mean(g.blind.tolist(), 0).round(4).tolist()) for (c, m, x), g in curves.groupby(['check', 'method', 'modality'], sort=False)]
     args = {k: v for k, v in vars(a).items() if k in ('n_slow', 'n_again', 'n_ig', 'seeds', 'seed', 'steps', 'draws')}
-    out = dict(command=f'OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/audit.py ' + ' '.join(f'--{k} {v}' for k, v in args.items()) + f' --json benchmarks/results/{Path(a.json).name}', machine=machine(),
+    out = dict(command=f'OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/audit.py ' + ' '.join(f'--{k} {v}' for k, v in args.items()) + f' --json cmus_fastai/results/{Path(a.json).name}', machine=machine(),
                data=a.name, patients=len(cohort), classes=list(cohort.classes), settings=dict(args, options=OPTIONS, tolerance=15, noise=.02, target='the predicted class', size=size), seconds=round(seconds),
                table=rounded(t.reset_index().to_dict('records')), edges=rounded(audit_table(against([r for r in records if r['check'] in ('pointing', 'mass', 'deletion', 'insertion')])).reset_index().to_dict('records')),
                ig_miss=np.median([abs(r['delta']/r['difference']) for r in kept.of('ig')]) if kept.of('ig') else None, ig_converged=kept.of('ig_converged'), curves=curves, accuracy=accuracy, examples=shown, instances=rounded(kept.of('instances')), gaze=rounded(kept.of('gaze')))
@@ -112,7 +115,7 @@ def main():
     test = whole.subset(ids)
     train = Cohort.read(a.train, progress=False) if a.train else whole.subset([i for i in whole.df.index if i not in set(ids)])
     model, config = load_model(a.model)
-    reader, truth = CaseReader(model, config['classes'], config['size'], config['resample'], config['info'].get('temperature', 1.)), Truth.read(a.truth)
+    reader, truth = CasePredictor(model, config['classes'], config['size'], config['resample'], config['info'].get('temperature', 1.)), Truth.read(a.truth)
     cache, kept, start = FeatureCache(a.cache, n_views=2, progress=False), Kept(work), time.time()
     new = lambda name, seed, **head: trained(name, seed, head, train, test, config, work, cache)
     readers = {f'seed {s}': new(f'seed{s}', s) for s in range(1, a.seeds + 1)} | {g: new(g, 0, aggregator=g) for g in AGGREGATORS}

@@ -12,7 +12,7 @@ what encoding every image once costs, "start" what every later call of fit spend
 At the end, whether keeping maps changes anything: images as they are, one view, float32, the same seed; three epochs each on a small
 cohort, and the largest difference in any recorded number, relative to its size.
 
-    python benchmarks/cache.py --json benchmarks/results/cache.json
+    python benchmarks/cache.py --json cmus_fastai/results/cache.json
 """
 import tempfile, time
 from pathlib import Path
@@ -21,10 +21,10 @@ import torch
 from fastai.callback.all import Callback
 from fastai.callback.core import CancelTrainException, CancelValidException
 import cmus_fastai.bag
-from cmus_fastai.cohort import Cohort
-from cmus_fastai.features import FeatureCache
-from cmus_fastai.learner import cmus_learner
-from cmus_fastai.phantom import make_phantom
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.training.features import FeatureCache
+from cmus_fastai.training.learner import cmus_learner
+from cmus_fastai.data.phantom import make_phantom
 
 COLUMNS = dict(way=('way', '<12'), timed=('timed', '>8.0%'), epoch=('epoch s', '>10.2f'), to_end=('/end to end', '>13.4f'), to_frozen=('/frozen', '>10.4f'),
                fill=('fill s', '>9.1f'), start=('start s', '>9.2f'), pays_after=('pays after', '>12.1f'))

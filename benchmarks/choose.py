@@ -6,26 +6,27 @@ patients trained on ("purged"). The winner, by accuracy and then by log loss, is
 test patients; so does logistic regression on the same frozen features, averaged. Printed are the means over the seeds and the ensemble of the seeds
 (the mean of their probabilities), with paired differences to logistic regression.
 
-    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps --json benchmarks/results/real_best.json
+    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps --json cmus_fastai/results/real_best.json
 """
 import argparse, json, warnings
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 import numpy as np, pandas as pd
-from cmus_fastai.cohort import Cohort, CohortWarning
-from cmus_fastai.crossval import Config, joined, make_folds, read_out, train_config
-from cmus_fastai.evaluate import compare, evaluate, predictions
-from cmus_fastai.features import FeatureCache, _digests
-from cmus_fastai.study import baseline_folds
+from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.evaluation.crossval import Config, join_cohorts, make_folds, read_out, train_config
+from cmus_fastai.evaluation.metrics import compare, evaluate
+from cmus_fastai.training.predictions import predictions
+from cmus_fastai.training.features import FeatureCache, image_digests
+from cmus_fastai.evaluation.study import baseline_folds
 from common import machine
 
 CANDIDATES = {f: dict(fusion=f) for f in ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')} | {f'mean, TEM by {a}': dict(fusion='mean', aggregator=a) for a in ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')}
 
 def purged(train, valid):
     "The training patients without any image that a validation patient has."
-    digests = _digests(train)
-    theirs = {g for ms in _digests(valid).values() for images in ms.values() for _, g in images}
+    digests = image_digests(train)
+    theirs = {g for ms in image_digests(valid).values() for images in ms.values() for _, g in images}
     mine = {p for ms in digests.values() for images in ms.values() for p, g in images if g not in theirs}
     df = train.df.copy()
     for m in ('OM', 'IM'): df[m] = [p if p in mine else None for p in df[m]]
@@ -53,7 +54,7 @@ def main():
     warnings.simplefilter('ignore', CohortWarning); warnings.simplefilter('ignore', FutureWarning)
     print(machine())
     train, test = Cohort.read(a.data, progress=False), Cohort.read(a.test, progress=False)
-    cohort, fold = joined(train, test)
+    cohort, fold = join_cohorts(train, test)
     cohort.leaky = train.leaky = True                     # said above; folds inside the training patients are purged
     cache, tried = FeatureCache(a.cache, n_views=2, progress=False), {}
     for name in a.only:

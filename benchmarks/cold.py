@@ -6,7 +6,7 @@ Every measurement is a process of its own, all of them in turn within each repea
   first diagnosis  one simulated patient, a saved model: importing, reading and checking the patient, loading the model, predicting
 Also listed is which heavy modules `import cmus_fastai` loads: it must be none.
 
-    python benchmarks/cold.py --json benchmarks/results/cold.json
+    python benchmarks/cold.py --json cmus_fastai/results/cold.json
 """
 import json, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -22,8 +22,8 @@ FIRST = """
 import sys, time, warnings
 warnings.filterwarnings('ignore')
 marks = [float(sys.argv[1]), time.time()]
-from cmus_fastai.artifact import load_model, predict_cohort
-from cmus_fastai.cohort import Cohort
+from cmus_fastai.training.artifact import load_model, predict_cohort
+from cmus_fastai.data.cohort import Cohort
 marks.append(time.time())
 cohort = Cohort.from_folder(sys.argv[2], progress=False)
 marks.append(time.time())
@@ -45,8 +45,8 @@ def python(code, *args):
 
 def child(a):
     "Make a patient and a model, so that this process stays light."
-    from cmus_fastai.artifact import save_model
-    from cmus_fastai.phantom import make_phantom
+    from cmus_fastai.training.artifact import save_model
+    from cmus_fastai.data.phantom import make_phantom
     root = Path(a.folder)
     make_phantom(root/'phantom', 3, size=a.size, n_workers=1, progress=False)
     a.device = 'cpu'

@@ -25,7 +25,7 @@ PEAK = dict(peak_tflops=(0., "the device's peak in TFLOP/s at this precision, e.
 
 def network(a, backbone=None, weights=None, **kw):
     "A CMUSNet for three classes as the arguments ask for; windowed transformers are told the size."
-    from cmus_fastai.model import CMUSNet
+    from cmus_fastai.models.cmusnet import CMUSNet
     backbone = backbone or a.backbone
     if a.size != 224 and backbone.startswith(('swin', 'vit')): kw['encoder_kw'] = dict(img_size=a.size)
     return CMUSNet(3, backbone, weights, **(dict(proj=a.proj) if a.proj else {}), **kw).to(a.device)

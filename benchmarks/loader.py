@@ -10,7 +10,7 @@ Printed are medians and ratios. The ways take turns within each repeat, so that 
 picture has lost its grey values (all above 255 are white); its time is shown nevertheless. `diff` is the mean difference of `read` from the
 whole picture decoded (16 bit: turned into 8 bits), then resized, in grey levels.
 
-    python benchmarks/loader.py --json benchmarks/results/loader.json
+    python benchmarks/loader.py --json cmus_fastai/results/loader.json
 """
 import tempfile
 from pathlib import Path
@@ -18,9 +18,9 @@ from common import Table, arguments, interleaved, machine, median, ratio, second
 import numpy as np
 from PIL import Image
 import cmus_fastai.bag
-from cmus_fastai.bag import read_image
-from cmus_fastai.cohort import Cohort
-from cmus_fastai.phantom import draw_im, draw_om, draw_tem
+from cmus_fastai.data.bag import read_image
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.phantom import draw_im, draw_om, draw_tem
 
 SIZE = 224
 KINDS = {'JPEG 224': (224, 'jpg'), 'JPEG 1024': (1024, 'jpg'), 'JPEG 2048': (2048, 'jpg'), 'TIFF16 2048': (2048, 'tif')}

@@ -9,11 +9,11 @@ Ratios of memory are to the bag of 16 with chunk; "above" is what the step takes
 an image (TEM, OM and IM), chunk and plain in turn in one process; its ratio is to plain at the same bag.
 On a CPU, memory is the peak of the whole process; with CUDA, that of its tensors on the card.
 
-    python benchmarks/memory.py --json benchmarks/results/memory.json
+    python benchmarks/memory.py --json cmus_fastai/results/memory.json
 """
 import torch
 from common import BACKBONE, PRECISION, Table, answer, arguments, autocast, batch, fresh, interleaved, machine, median, network, peak_mib, ratio, step, write
-from cmus_fastai.multiloss import MultiLoss
+from cmus_fastai.training.losses import MultiLoss
 
 COLUMNS = dict(bag=('bag', '>6'), way=('way', '>7'), mib=('MiB', '>8.0f'), above=('above', '>8.0f'), to_16=('/bag 16', '>9.2f'), above_to_16=('above/16', '>10.2f'),
                ms=('ms/image', '>10.0f'), to_plain=('/plain', '>8.2f'))

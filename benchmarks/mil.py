@@ -17,7 +17,7 @@ settings are others.
 
 Results are kept in --json after each (set, aggregator, repeat), and not computed again; --show prints the table of what is there.
 
-    OMP_NUM_THREADS=1 python benchmarks/mil.py --json benchmarks/results/mil.json
+    OMP_NUM_THREADS=1 python benchmarks/mil.py --json cmus_fastai/results/mil.json
 """
 import argparse, importlib.metadata, inspect, json, math, os, sys, time
 from pathlib import Path
@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
-from cmus_fastai.aggregators import BagClassifier, aggregators
+from cmus_fastai.models.aggregators import BagClassifier, aggregators
 
 SETS = ('musk1', 'musk2', 'elephant', 'ucsb_breast_cancer')
 AGGREGATORS = ('smil', 'mean', 'max', 'attention', 'gated', 'dsmil', 'clam', 'transmil', 'topk', 'entmax')

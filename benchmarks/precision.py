@@ -6,17 +6,17 @@ the same most probable class, and the largest difference of any probability. It 
 EfficientNet-Lite0, whose ImageNet weights come with a package, the head is trained on kept maps for --epochs epochs; other backbones and
 their heads are random ("head"), and only their times count. "right" is the share of test patients diagnosed rightly, in float32 and bfloat16.
 
-    python benchmarks/precision.py --json benchmarks/results/precision.json
+    python benchmarks/precision.py --json cmus_fastai/results/precision.json
 """
 import tempfile
 from pathlib import Path
 from common import BACKBONE, PEAK, Table, arguments, flops, has_bf16, interleaved, machine, median, network, ratio, write
 import torch
 import cmus_fastai.bag
-from cmus_fastai.cohort import Cohort
-from cmus_fastai.features import FeatureCache
-from cmus_fastai.learner import cmus_learner
-from cmus_fastai.phantom import make_phantom
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.training.features import FeatureCache
+from cmus_fastai.training.learner import cmus_learner
+from cmus_fastai.data.phantom import make_phantom
 
 COLUMNS = dict(backbone=('backbone', '<32'), head=('head', '<9'), fp32=('fp32 ms', '>9.0f'), bf16=('bf16 ms', '>9.0f'), to_fp32=('bf16/fp32', '>11.2f'), same=('same class', '>12.1%'),
                difference=('diff', '>9.4f'), right_fp32=('right fp32', '>12.1%'), right_bf16=('right bf16', '>12.1%'), of_peak=('of peak', '>9.1%'))

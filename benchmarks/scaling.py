@@ -8,7 +8,7 @@ patients  reading a table of 100 to 10,000 patients (check='fast' and 'full'), a
           picture a class and modality, each file with a comment of its own so that no two are the same to the cohort. Caches are
           filled with a small random backbone, only up to the size for which that is foreseen to take --limit seconds.
 
-    python benchmarks/scaling.py --json benchmarks/results/scaling.json
+    python benchmarks/scaling.py --json cmus_fastai/results/scaling.json
 """
 import io, tempfile
 from pathlib import Path
@@ -16,9 +16,9 @@ from common import BACKBONE, Namespace, Table, arguments, batch, interleaved, ma
 import numpy as np, pandas as pd, torch
 from PIL import Image
 import cmus_fastai.bag
-from cmus_fastai.cohort import Cohort
-from cmus_fastai.features import FeatureCache
-from cmus_fastai.phantom import DISEASES, draw_im, draw_om, draw_tem
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.training.features import FeatureCache
+from cmus_fastai.data.phantom import DISEASES, draw_im, draw_om, draw_tem
 
 COLUMNS = dict(bags=dict(bag=('bag', '>6'), head=('head ms', '>10.3f'), encoders=('encoders ms', '>13.2f'), head_to_encoders=('head/encoders', '>15.3f')),
                patients=dict(patients=('patients', '>9'), images=('images', '>9'), what=('what', '<14'), ms=('ms/patient', '>12.3f'), to_first=('/smallest', '>11.2f')))

@@ -11,18 +11,19 @@ reading that serves it best (`read_for`): accuracy from the most probable stage,
 error) from their own. Intervals, 95 %, are by bootstrap over patients, all folds together. The last row is the best that any reader of all
 three modalities can reach on average over patients (`stage_limits`).
 
-    python benchmarks/staging.py --json benchmarks/results/staging.json
+    python benchmarks/staging.py --json cmus_fastai/results/staging.json
 """
 import tempfile
 from pathlib import Path
 from common import BACKBONE, Table, arguments, machine, median, write
 import numpy as np, pandas as pd, torch
-from cmus_fastai.evaluate import predictions
-from cmus_fastai.features import FeatureCache
-from cmus_fastai.learner import cmus_learner
-from cmus_fastai.multiloss import MultiLoss
-from cmus_fastai.ordinal import HEADS, ordinal_heads, read_for, stage_cohort, stage_limits, stage_metrics
-from cmus_fastai.phantom import make_phantom
+from cmus_fastai.training.predictions import predictions
+from cmus_fastai.training.features import FeatureCache
+from cmus_fastai.training.learner import cmus_learner
+from cmus_fastai.training.losses import MultiLoss
+from cmus_fastai.training.heads import HEADS, ordinal_heads
+from cmus_fastai.evaluation.ordinal import read_for, stage_cohort, stage_limits, stage_metrics
+from cmus_fastai.data.phantom import make_phantom
 
 GOALS = dict(accuracy='accuracy', kappa='kappa', mae='MAE')
 COLUMNS = dict(heads=('heads', '<14'), **{f'{g}{k}': (h if not k else k[1:], '>8.3f' if not k else '>6.3f') for g, h in GOALS.items() for k in ('', '_low', '_high')},

@@ -9,13 +9,13 @@ repeat, so that a noisy machine disturbs them alike. Peak memory is that of a fr
 the step takes on top of a process that only builds the model, and its ratio is to the floor's.
 With --peak_tflops the last column is the model's share of the device's peak: the encoders' operations, counted, over time and peak.
 
-    python benchmarks/step.py --json benchmarks/results/step_lite0.json
-    python benchmarks/step.py --backbone swin_tiny_patch4_window7_224 --proj 0 --json benchmarks/results/step_swin.json
+    python benchmarks/step.py --json cmus_fastai/results/step_lite0.json
+    python benchmarks/step.py --backbone swin_tiny_patch4_window7_224 --proj 0 --json cmus_fastai/results/step_swin.json
     python benchmarks/step.py --device cuda --backbone swin_base_patch4_window7_224 --precision bf16 --compile --peak_tflops 989
 """
 import torch
 from common import (BACKBONE, PEAK, PRECISION, Table, answer, arguments, autocast, batch, flops, interleaved, machine, median, network, peak_mib, fresh, ratio, step, write)
-from cmus_fastai.multiloss import MultiLoss
+from cmus_fastai.training.losses import MultiLoss
 
 BAGS = {'3': [3]*4, '6': [6]*4, '10': [10]*4, 'mixed': [2, 10, 3, 6]}
 COLUMNS = dict(bag=('bag', '>6'), batch=('batch', '>6'), step=('step', '>10'), loop=('loop ms', '>10.0f'), floor=('floor ms', '>10.0f'), model=('model ms', '>10.0f'),

@@ -54,7 +54,7 @@ def unchanged(*cmd, remove=()):
 
 def exported():
     "Exporting the notebooks gives exactly the library that is here, and no module is without a notebook."
-    return unchanged(scripts/'nbdev-export', remove=['cmus_fastai/[!_]*.py', 'cmus_fastai/_modidx.py'])
+    return unchanged(scripts/'nbdev-export', remove=['cmus_fastai/**/[!_]*.py', 'cmus_fastai/_modidx.py'])
 
 def cleaned():
     "The notebooks are as nbdev-clean leaves them."
