@@ -8,6 +8,7 @@ test patients; so does logistic regression on the same frozen features, averaged
 
     python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps --json cmus_fastai/results/real_best.json
 """
+
 import argparse, json, warnings
 from dataclasses import asdict
 from datetime import date
@@ -21,7 +22,11 @@ from cmus_fastai.training.features import FeatureCache, image_digests
 from cmus_fastai.evaluation.study import baseline_folds
 from common import machine
 
-CANDIDATES = {f: dict(fusion=f) for f in ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')} | {f'mean, TEM by {a}': dict(fusion='mean', aggregator=a) for a in ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')}
+CANDIDATES = {f: dict(fusion=f) for f in ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')} | {
+    f'mean, TEM by {a}': dict(fusion='mean', aggregator=a)
+    for a in ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')
+}
+
 
 def purged(train, valid):
     "The training patients without any image that a validation patient has."
@@ -29,37 +34,56 @@ def purged(train, valid):
     theirs = {g for ms in image_digests(valid).values() for images in ms.values() for _, g in images}
     mine = {p for ms in digests.values() for images in ms.values() for p, g in images if g not in theirs}
     df = train.df.copy()
-    for m in ('OM', 'IM'): df[m] = [p if p in mine else None for p in df[m]]
+    for m in ('OM', 'IM'):
+        df[m] = [p if p in mine else None for p in df[m]]
     df['TEM'] = pd.Series([[p for p in bag if p in mine] for bag in df.TEM], index=df.index, dtype=object)
     some = df[['OM', 'IM']].notna().any(axis=1) | (df.TEM.map(len) > 0)
     return Cohort(df[some], train.classes, digests=train.digests, name='purged')
 
+
 def judge(config, cohort, cache, k, seed):
     "Accuracy and log loss of a configuration in purged cross-validation inside the training patients."
     read = []
-    for train, valid in cohort.kfold(k, seed): read.append(read_out(train_config(config, purged(train, valid), valid, seed, cache), valid)[0]['fusion'])
+    for train, valid in cohort.kfold(k, seed):
+        read.append(
+            read_out(train_config(config, purged(train, valid), valid, seed, cache), valid)[0]['fusion']
+        )
     t = pd.concat(read)
-    return float((t.pred == t.label).mean()), float(-np.mean(np.log([max(r[f'p_{r.label}'], 1e-7) for _, r in t.iterrows()])))
+    return float((t.pred == t.label).mean()), float(
+        -np.mean(np.log([max(r[f'p_{r.label}'], 1e-7) for _, r in t.iterrows()]))
+    )
+
 
 def ensemble(tables):
     p = np.mean([t.filter(like='p_').to_numpy(float) for t in tables], 0)
     t = tables[0]
     return predictions(t.index, t.label, p, [c[2:] for c in t.filter(like='p_').columns], t.group)
 
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', required=True); p.add_argument('--test', required=True); p.add_argument('--cache', help='folder for the maps; default: memory'); p.add_argument('--json')
-    p.add_argument('--k', type=int, default=5); p.add_argument('--seeds', type=int, default=5); p.add_argument('--epochs', type=int, default=15, help='while choosing'); p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES))
+    p.add_argument('--data', required=True)
+    p.add_argument('--test', required=True)
+    p.add_argument('--cache', help='folder for the maps; default: memory')
+    p.add_argument('--json')
+    p.add_argument('--k', type=int, default=5)
+    p.add_argument('--seeds', type=int, default=5)
+    p.add_argument('--epochs', type=int, default=15, help='while choosing')
+    p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES))
     a = p.parse_args()
-    warnings.simplefilter('ignore', CohortWarning); warnings.simplefilter('ignore', FutureWarning)
+    warnings.simplefilter('ignore', CohortWarning)
+    warnings.simplefilter('ignore', FutureWarning)
     print(machine())
     train, test = Cohort.read(a.data, progress=False), Cohort.read(a.test, progress=False)
     cohort, fold = join_cohorts(train, test)
-    cohort.leaky = train.leaky = True                     # said above; folds inside the training patients are purged
+    cohort.leaky = train.leaky = True  # said above; folds inside the training patients are purged
     cache, tried = FeatureCache(a.cache, n_views=2, progress=False), {}
     for name in a.only:
         tried[name] = judge(Config(epochs=a.epochs, head=CANDIDATES[name]), train, cache, a.k, 0)
-        print(f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation patients', flush=True)
+        print(
+            f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation patients',
+            flush=True,
+        )
     best = max(tried, key=lambda n: (tried[n][0], -tried[n][1]))
     config = Config(head=CANDIDATES[best])
     reads = [read_out(train_config(config, train, None, s, cache), test)[0]['fusion'] for s in range(a.seeds)]
@@ -70,8 +94,34 @@ def main():
     print(f'chosen: {best}')
     for k, t in table.items():
         d = against.get(k)
-        print(f"{k:<20} accuracy {t['accuracy']['estimate']:.3f} ({t['accuracy']['low']:.3f} to {t['accuracy']['high']:.3f}), AUC {t['macro_auc']['estimate']:.3f}"
-              + (f"; minus logistic regression {d['accuracy']['difference']:+.3f} ({d['accuracy']['low']:+.3f} to {d['accuracy']['high']:+.3f}), p {d['accuracy']['p']:.3f}; AUC {d['macro_auc']['difference']:+.3f} ({d['macro_auc']['low']:+.3f} to {d['macro_auc']['high']:+.3f}), p {d['macro_auc']['p']:.3f}" if d else ''))
-    if a.json: Path(a.json).write_text(json.dumps(dict(date=str(date.today()), machine=machine(), config=asdict(config), tried=tried, best=best, seeds=a.seeds, each=[float((t.pred == t.label).mean()) for t in reads], table=table, against=against), indent=1) + '\n', encoding='utf-8')
+        print(
+            f"{k:<20} accuracy {t['accuracy']['estimate']:.3f} ({t['accuracy']['low']:.3f} to {t['accuracy']['high']:.3f}), AUC {t['macro_auc']['estimate']:.3f}"
+            + (
+                f"; minus logistic regression {d['accuracy']['difference']:+.3f} ({d['accuracy']['low']:+.3f} to {d['accuracy']['high']:+.3f}), p {d['accuracy']['p']:.3f}; AUC {d['macro_auc']['difference']:+.3f} ({d['macro_auc']['low']:+.3f} to {d['macro_auc']['high']:+.3f}), p {d['macro_auc']['p']:.3f}"
+                if d
+                else ''
+            )
+        )
+    if a.json:
+        Path(a.json).write_text(
+            json.dumps(
+                dict(
+                    date=str(date.today()),
+                    machine=machine(),
+                    config=asdict(config),
+                    tried=tried,
+                    best=best,
+                    seeds=a.seeds,
+                    each=[float((t.pred == t.label).mean()) for t in reads],
+                    table=table,
+                    against=against,
+                ),
+                indent=1,
+            )
+            + '\n',
+            encoding='utf-8',
+        )
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

@@ -11,43 +11,102 @@ On a CPU, memory is the peak of the whole process; with CUDA, that of its tensor
 
     python benchmarks/memory.py --json cmus_fastai/results/memory.json
 """
+
 import torch
-from common import BACKBONE, PRECISION, Table, answer, arguments, autocast, batch, fresh, interleaved, machine, median, network, peak_mib, ratio, step, write
+from common import (
+    BACKBONE,
+    PRECISION,
+    Table,
+    answer,
+    arguments,
+    autocast,
+    batch,
+    fresh,
+    interleaved,
+    machine,
+    median,
+    network,
+    peak_mib,
+    ratio,
+    step,
+    write,
+)
 from cmus_fastai.training.losses import MultiLoss
 
-COLUMNS = dict(bag=('bag', '>6'), way=('way', '>7'), mib=('MiB', '>8.0f'), above=('above', '>8.0f'), to_16=('/bag 16', '>9.2f'), above_to_16=('above/16', '>10.2f'),
-               ms=('ms/image', '>10.0f'), to_plain=('/plain', '>8.2f'))
+COLUMNS = dict(
+    bag=('bag', '>6'),
+    way=('way', '>7'),
+    mib=('MiB', '>8.0f'),
+    above=('above', '>8.0f'),
+    to_16=('/bag 16', '>9.2f'),
+    above_to_16=('above/16', '>10.2f'),
+    ms=('ms/image', '>10.0f'),
+    to_plain=('/plain', '>8.2f'),
+)
+
 
 def one_step(a, net, bag):
     om, im, tem, y = batch([bag], a.size, a.device)
+
     def loss():
-        with autocast(a): return MultiLoss()(net(om, im, tem), y)
+        with autocast(a):
+            return MultiLoss()(net(om, im, tem), y)
+
     return lambda: step(loss, net)
+
 
 def child(a):
     net = network(a, chunk=a.chunk if a.way == 'chunk' else None).train()
-    if a.bag: one_step(a, net, a.bag)()
+    if a.bag:
+        one_step(a, net, a.bag)()
     answer(peak_mib(a.device))
 
+
 def main():
-    a = arguments(__doc__, 3, **BACKBONE, **PRECISION, bags=dict(type=int, nargs='+', default=[1, 4, 16, 64, 256], help='bag sizes (default: 1 4 16 64 256)'),
-                  chunk=(16, 'images in a piece'), plain_max=(16, 'largest bag to try without chunk'))
-    if a.child: return child(a)
+    a = arguments(
+        __doc__,
+        3,
+        **BACKBONE,
+        **PRECISION,
+        bags=dict(
+            type=int, nargs='+', default=[1, 4, 16, 64, 256], help='bag sizes (default: 1 4 16 64 256)'
+        ),
+        chunk=(16, 'images in a piece'),
+        plain_max=(16, 'largest bag to try without chunk'),
+    )
+    if a.child:
+        return child(a)
     torch.manual_seed(0)
     print(machine(a.device))
-    t = Table(f'one training step of one patient, {a.backbone}, {a.size} px, {a.precision}, chunk {a.chunk}, {a.device}; times are medians of {a.repeats}', COLUMNS)
+    t = Table(
+        f'one training step of one patient, {a.backbone}, {a.size} px, {a.precision}, chunk {a.chunk}, {a.device}; times are medians of {a.repeats}',
+        COLUMNS,
+    )
     mib = lambda bag, way: fresh(__file__, a, bag=bag, way=way)
     base, ref, net = mib(0, 'base'), mib(16, 'chunk'), network(a).train()
-    t.add(way='base', mib=base, to_16=base/ref)
+    t.add(way='base', mib=base, to_16=base / ref)
     for bag in a.bags:
         f, ways = one_step(a, net, bag), ['plain', 'chunk'] if bag <= a.plain_max else ['chunk']
+
         def timed(way):
             net.chunk = a.chunk if way == 'chunk' else None
             f()
+
         s = interleaved({w: (lambda w=w: timed(w)) for w in ways}, a.repeats, a.device, warm=bag == a.bags[0])
         for w in ways:
             m = mib(bag, w)
-            t.add(bag=bag, way=w, mib=m, above=m - base, to_16=m/ref, above_to_16=(m - base)/(ref - base), ms=median(s[w])/(bag + 2)*1000, to_plain=ratio(s[w], s['plain']) if 'plain' in s else None)
+            t.add(
+                bag=bag,
+                way=w,
+                mib=m,
+                above=m - base,
+                to_16=m / ref,
+                above_to_16=(m - base) / (ref - base),
+                ms=median(s[w]) / (bag + 2) * 1000,
+                to_plain=ratio(s[w], s['plain']) if 'plain' in s else None,
+            )
     write(a, dict(memory=t))
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

@@ -10,82 +10,178 @@ patients  reading a table of 100 to 10,000 patients (check='fast' and 'full'), a
 
     python benchmarks/scaling.py --json cmus_fastai/results/scaling.json
 """
+
 import io, tempfile
 from pathlib import Path
-from common import BACKBONE, Namespace, Table, arguments, batch, interleaved, machine, median, network, ratio, seconds, write
+from common import (
+    BACKBONE,
+    Namespace,
+    Table,
+    arguments,
+    batch,
+    interleaved,
+    machine,
+    median,
+    network,
+    ratio,
+    seconds,
+    write,
+)
 import numpy as np, pandas as pd, torch
 from PIL import Image
-import cmus_fastai.bag
+import cmus_fastai.data.bag
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.data.phantom import DISEASES, draw_im, draw_om, draw_tem
 
-COLUMNS = dict(bags=dict(bag=('bag', '>6'), head=('head ms', '>10.3f'), encoders=('encoders ms', '>13.2f'), head_to_encoders=('head/encoders', '>15.3f')),
-               patients=dict(patients=('patients', '>9'), images=('images', '>9'), what=('what', '<14'), ms=('ms/patient', '>12.3f'), to_first=('/smallest', '>11.2f')))
+COLUMNS = dict(
+    bags=dict(
+        bag=('bag', '>6'),
+        head=('head ms', '>10.3f'),
+        encoders=('encoders ms', '>13.2f'),
+        head_to_encoders=('head/encoders', '>15.3f'),
+    ),
+    patients=dict(
+        patients=('patients', '>9'),
+        images=('images', '>9'),
+        what=('what', '<14'),
+        ms=('ms/patient', '>12.3f'),
+        to_first=('/smallest', '>11.2f'),
+    ),
+)
+
 
 def bags(a):
-    t = Table(f'inference on one patient, {a.backbone}, {a.size} px, {a.device}; medians of {a.repeats}, ms an image', COLUMNS['bags'])
+    t = Table(
+        f'inference on one patient, {a.backbone}, {a.size} px, {a.device}; medians of {a.repeats}, ms an image',
+        COLUMNS['bags'],
+    )
     net = network(a).eval()
     for n in a.bags:
         x = batch([n], a.size, a.device)[:3]
         with torch.inference_mode():
             maps = net.encode(*x)
-            s = interleaved(dict(head=lambda: net.head(*maps), encoders=lambda: net.encode(*x)), a.repeats, a.device, warm=n == a.bags[0])
-        t.add(bag=n, **{k: median(v)/(n + 2)*1000 for k, v in s.items()}, head_to_encoders=ratio(s['head'], s['encoders']))
+            s = interleaved(
+                dict(head=lambda: net.head(*maps), encoders=lambda: net.encode(*x)),
+                a.repeats,
+                a.device,
+                warm=n == a.bags[0],
+            )
+        t.add(
+            bag=n,
+            **{k: median(v) / (n + 2) * 1000 for k, v in s.items()},
+            head_to_encoders=ratio(s['head'], s['encoders']),
+        )
     return t
+
 
 def files(folder, n, images):
     "A table of n patients; their pictures are few, but every file has bytes of its own."
+
     def jpeg(draw, look):
-        buf = io.BytesIO(); Image.fromarray(draw(look, np.random.default_rng(0), 96)[0]).save(buf, 'jpeg', quality=80)
+        buf = io.BytesIO()
+        Image.fromarray(draw(look, np.random.default_rng(0), 96)[0]).save(buf, 'jpeg', quality=80)
         return buf.getvalue()
-    looks = dict(IgAN=('IgAN',)*3, MN=('MN-spiky', 'MN-fine', 'MN-II'), LN=('LN',)*3)
+
+    looks = dict(IgAN=('IgAN',) * 3, MN=('MN-spiky', 'MN-fine', 'MN-II'), LN=('LN',) * 3)
     drawn = {d: [jpeg(f, look) for f, look in zip((draw_om, draw_im, draw_tem), looks[d])] for d in DISEASES}
+
     def write_one(path, data, comment):
-        path.write_bytes(data[:2] + b'\xff\xfe' + (len(comment) + 2).to_bytes(2, 'big') + comment + data[2:])   # a JPEG's comment follows its first two bytes
+        path.write_bytes(
+            data[:2] + b'\xff\xfe' + (len(comment) + 2).to_bytes(2, 'big') + comment + data[2:]
+        )  # a JPEG's comment follows its first two bytes
         return path.name
+
     rows = []
     for p in range(n):
         label = DISEASES[p % 3]
-        names = [write_one(folder/f'{slot}_{p:06}_{k}.jpg', drawn[label][i], f'{p} {slot} {k}'.encode()) for slot, i, ks in (('OM', 0, 1), ('IM', 1, 1), ('TEM', 2, images - 2)) for k in range(ks)]
+        names = [
+            write_one(folder / f'{slot}_{p:06}_{k}.jpg', drawn[label][i], f'{p} {slot} {k}'.encode())
+            for slot, i, ks in (('OM', 0, 1), ('IM', 1, 1), ('TEM', 2, images - 2))
+            for k in range(ks)
+        ]
         rows.append(dict(patient=f'P{p:06}', label=label, OM=names[0], IM=names[1], TEM='|'.join(names[2:])))
     return pd.DataFrame(rows)
 
+
 def cached_pass(cohort, net, a):
     "Fill a cache, and go through its training DataLoader: seconds of filling and of a pass."
-    cache, parts = FeatureCache(pooled=True, n_views=1, progress=False), cohort.split(.2)
+    cache, parts = FeatureCache(pooled=True, n_views=1, progress=False), cohort.split(0.2)
     make = lambda: cache.dataloaders(net, *parts, cohort.classes, bs=16, size=64, resample='bilinear')
     fill, dls = seconds(make, a.device), make()
-    return fill, seconds(lambda: [None for _ in dls.train], a.device)*len(cohort)/len(parts[0])
+    return fill, seconds(lambda: [None for _ in dls.train], a.device) * len(cohort) / len(parts[0])
+
 
 def patients(a):
-    t = Table(f'handling a cohort, {a.images} images of 96 px a patient; medians of {a.repeats}, ms a patient', COLUMNS['patients'])
+    t = Table(
+        f'handling a cohort, {a.images} images of 96 px a patient; medians of {a.repeats}, ms a patient',
+        COLUMNS['patients'],
+    )
     net = network(Namespace(size=64, proj=0, device=a.device), 'resnet10t').eval()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         table = files(tmp, max(a.patients), a.images)
         cohorts, times = {}, {}
-        for n in a.patients: table[:n].to_csv(tmp/f'{n}.csv', index=False)
-        def read(n, check): cohorts[n] = Cohort.from_table(tmp/f'{n}.csv', check=check, progress=False)
-        steps = {'read, fast': lambda n: read(n, 'fast'), 'read, full': lambda n: read(n, 'full'), 'split': lambda n: cohorts[n].split(.2), 'five folds': lambda n: cohorts[n].kfold(5)}
-        for what, f in steps.items():
-            for n, s in interleaved({n: (lambda n=n: f(n)) for n in a.patients}, a.repeats, warm=what == 'read, fast').items(): times[what, n] = s
-        per_patient = 0.
         for n in a.patients:
-            if per_patient*n > a.limit: continue
-            s = [cached_pass(cohorts[n], net, a) for _ in range(a.repeats if per_patient*n*a.repeats < a.limit else 1)]
-            per_patient = s[-1][0]/n
+            table[:n].to_csv(tmp / f'{n}.csv', index=False)
+
+        def read(n, check):
+            cohorts[n] = Cohort.from_table(tmp / f'{n}.csv', check=check, progress=False)
+
+        steps = {
+            'read, fast': lambda n: read(n, 'fast'),
+            'read, full': lambda n: read(n, 'full'),
+            'split': lambda n: cohorts[n].split(0.2),
+            'five folds': lambda n: cohorts[n].kfold(5),
+        }
+        for what, f in steps.items():
+            for n, s in interleaved(
+                {n: (lambda n=n: f(n)) for n in a.patients}, a.repeats, warm=what == 'read, fast'
+            ).items():
+                times[what, n] = s
+        per_patient = 0.0
+        for n in a.patients:
+            if per_patient * n > a.limit:
+                continue
+            s = [
+                cached_pass(cohorts[n], net, a)
+                for _ in range(a.repeats if per_patient * n * a.repeats < a.limit else 1)
+            ]
+            per_patient = s[-1][0] / n
             times['fill a cache', n], times['cached pass', n] = [list(x) for x in zip(*s)]
     for (what, n), s in times.items():
         first = times[what, a.patients[0]]
-        t.add(patients=n, images=n*a.images, what=what, ms=median(s)/n*1000, to_first=median(s)/n/(median(first)/a.patients[0]))
+        t.add(
+            patients=n,
+            images=n * a.images,
+            what=what,
+            ms=median(s) / n * 1000,
+            to_first=median(s) / n / (median(first) / a.patients[0]),
+        )
     return t
 
+
 def main():
-    a = arguments(__doc__, 3, **BACKBONE, bags=dict(type=int, nargs='+', default=[1, 4, 16, 64, 256], help='bag sizes (default: 1 4 16 64 256)'),
-                  patients=dict(type=int, nargs='+', default=[100, 1000, 10000], help='sizes of cohorts, smallest first (default: 100 1000 10000)'), images=(6, 'images of a patient'), limit=(60., 'seconds for filling a cache'))
+    a = arguments(
+        __doc__,
+        3,
+        **BACKBONE,
+        bags=dict(
+            type=int, nargs='+', default=[1, 4, 16, 64, 256], help='bag sizes (default: 1 4 16 64 256)'
+        ),
+        patients=dict(
+            type=int,
+            nargs='+',
+            default=[100, 1000, 10000],
+            help='sizes of cohorts, smallest first (default: 100 1000 10000)',
+        ),
+        images=(6, 'images of a patient'),
+        limit=(60.0, 'seconds for filling a cache'),
+    )
     torch.manual_seed(0)
     print(machine(a.device))
     write(a, dict(bags=bags(a), patients=patients(a)))
 
-if __name__ == '__main__': main()
+
+if __name__ == '__main__':
+    main()

@@ -13,7 +13,9 @@ from datetime import date
 from pathlib import Path
 
 # %% ../nbs/cli/00_cli.ipynb #c005
-warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)   # said by a library at import, and no news to a user
+warnings.filterwarnings(
+    'ignore', message='.*torch.jit.script.*', category=FutureWarning
+)  # said by a library at import, and no news to a user
 
 # %% ../nbs/cli/00_cli.ipynb #c006
 from .core import MODALITIES
@@ -34,135 +36,274 @@ from .training.learner import OutOfMemory, cmus_learner
 from .data.phantom import bayes_accuracy, make_phantom
 from .evaluation.report import CaseView, pick_cases, write_report
 from cmus_fastai.evaluation.study import (
-    baseline_folds, plot_study, run_study, studies, study_table, write_study,
+    baseline_folds,
+    plot_study,
+    run_study,
+    studies,
+    study_table,
+    write_study,
 )
 
 # %% ../nbs/cli/00_cli.ipynb #c008
 def say(text):
     "Print, in the first process only."
-    if not rank_distrib(): print(text, flush=True)
+    if not rank_distrib():
+        print(text, flush=True)
 
+# %% ../nbs/cli/00_cli.ipynb #c009
 def _cohorts(a, folder):
     "Training and test cohort, and the cohort that both were cut from, if any."
     if a.data is None:
         say(f'Simulating {a.n_patients} biopsies')
-        if not rank_distrib(): make_phantom(folder/'phantom', a.n_patients, seed=a.phantom_seed, size=a.size, progress=a.progress)
+        if not rank_distrib():
+            make_phantom(
+                folder / 'phantom', a.n_patients, seed=a.phantom_seed, size=a.size, progress=a.progress
+            )
         distrib_barrier()
-        a.data = folder/'phantom'
+        a.data = folder / 'phantom'
     kw = dict(strict=a.strict, progress=False)
     whole = Cohort.read(a.data, **kw)
     say(whole.report())
-    if a.test is None: return *whole.split(test=a.test_share, seed=a.seed), whole
+    if a.test is None:
+        return *whole.split(test=a.test_share, seed=a.seed), whole
     test = Cohort.read(a.test, **kw)
     say(test.report())
     leak = audit_leak(whole, test)
-    if len(leak): raise CohortError(f"training and test data share {len(leak)} patients, groups or images:\n{leak.head(10).to_string()}\nRemove them from one of the two.")
+    if len(leak):
+        raise CohortError(
+            f"training and test data share {len(leak)} patients, groups or images:\n{leak.head(10).to_string()}\nRemove them from one of the two."
+        )
     return whole, check_same_classes(whole, test), None
 
-# %% ../nbs/cli/00_cli.ipynb #c010
+# %% ../nbs/cli/00_cli.ipynb #c011
 class KeepBest(SaveModelCallback):
     "Keep the epoch with the lowest loss of the fusion on the validation patients."
-    def __init__(self, fname): super().__init__(monitor='loss_fusion', comp=np.less, fname=fname)
-    def after_epoch(self):
-        with redirect_stdout(io.StringIO()): super().after_epoch()      # it would print a line at every better epoch
 
+    def __init__(self, fname):
+        super().__init__(monitor='loss_fusion', comp=np.less, fname=fname)
+
+    def after_epoch(self):
+        with redirect_stdout(io.StringIO()):
+            super().after_epoch()  # it would print a line at every better epoch
+
+# %% ../nbs/cli/00_cli.ipynb #c012
 def _fit(learn, a, name, fit):
     "Call `fit()`, in all processes if there are several; returns the history of the best epoch's training."
     with ExitStack() as stack:
         stack.enter_context(learn.no_logging())
-        if not a.progress: stack.enter_context(learn.no_bar())
-        if num_distrib() > 1: stack.enter_context(learn.distrib_ctx(cpu=torch.device(learn.dls.device).type == 'cpu'))
+        if not a.progress:
+            stack.enter_context(learn.no_bar())
+        if num_distrib() > 1:
+            stack.enter_context(learn.distrib_ctx(cpu=torch.device(learn.dls.device).type == 'cpu'))
         stack.enter_context(learn.added_cbs(KeepBest(name)))
         fit()
     return learn.history()
 
-# %% ../nbs/cli/00_cli.ipynb #c011
+# %% ../nbs/cli/00_cli.ipynb #c013
 def _train(learn, a, seed):
     "Train the head on maps, then with `--finetune` the whole network, encoders slowly; returns the history."
     learn.freeze()
     history = _fit(learn, a, f'best{seed}', lambda: learn.fit_preset(a.epochs))
-    if not a.finetune: return history
+    if not a.finetune:
+        return history
     learn.unfreeze()
     more = _fit(learn, a, f'tuned{seed}', lambda: learn.fit_one_cycle(a.finetune_epochs, slice(1e-6, 1e-4)))
     return pd.concat([history, more.assign(epoch=more.epoch + len(history))], ignore_index=True)
 
-# %% ../nbs/cli/00_cli.ipynb #c012
+# %% ../nbs/cli/00_cli.ipynb #c014
 def _read_test(learn, a, test, cache):
     "Outputs for the test patients: dict of probabilities, the modalities present, and SMIL weights."
     dl = learn.dls.test_dl(test) if a.finetune else cache.loader(learn.model, test, **learn.dls.reading)
     model = learn.model.to(learn.dls.device).eval()
-    with torch.inference_mode(): outs = [model(*b[:3]) for b in dl]
-    probs = {k: torch.cat([getattr(o, k) for o in outs]).float().softmax(1).cpu().numpy() for k in ('fusion', 'om', 'im', 'tem')}
-    weights = [w[:len(t)].float().cpu().numpy() for w, t in zip((w for o in outs for w in o.weights), test.df.TEM)]
+    with torch.inference_mode():
+        outs = [model(*b[:3]) for b in dl]
+    probs = {
+        k: torch.cat([getattr(o, k) for o in outs]).float().softmax(1).cpu().numpy()
+        for k in ('fusion', 'om', 'im', 'tem')
+    }
+    weights = [
+        w[: len(t)].float().cpu().numpy() for w, t in zip((w for o in outs for w in o.weights), test.df.TEM)
+    ]
     return probs, torch.cat([o.present for o in outs]).cpu().numpy(), weights
 
-# %% ../nbs/cli/00_cli.ipynb #c014
+# %% ../nbs/cli/00_cli.ipynb #c016
 def _tables(test, classes, probs, present):
     "Predictions of the fusion and of every branch for the patients who have its modality."
     new = lambda df, p: predictions(df.index, df.label, p, classes, df.group)
-    branches = {m: new(test.df[present[:, i]], probs[m.lower()][present[:, i]]) for i, m in enumerate(MODALITIES) if present[:, i].any()}
+    branches = {
+        m: new(test.df[present[:, i]], probs[m.lower()][present[:, i]])
+        for i, m in enumerate(MODALITIES)
+        if present[:, i].any()
+    }
     return new(test.df, probs['fusion']), branches
 
+# %% ../nbs/cli/00_cli.ipynb #c017
 def _temperatures(learn, a, cache):
     "Temperature of the fusion and of each branch, from the validation patients."
     valid = learn.dls.cohorts[1]
     probs, present, _ = _read_test(learn, a, valid, cache)
     fusion, branches = _tables(valid, list(learn.dls.vocab), probs, present)
-    return {r: round(fit_temperature(p), 4) for r, p in dict(fusion=fusion, **branches).items() if p.label.notna().sum() > 1}
+    return {
+        r: round(fit_temperature(p), 4)
+        for r, p in dict(fusion=fusion, **branches).items()
+        if p.label.notna().sum() > 1
+    }
 
+# %% ../nbs/cli/00_cli.ipynb #c018
 def _case_views(preds, branches, test, weights, size):
     "A few cases with their pictures."
     row = {p: i for i, p in enumerate(test.df.index)}
     p_of = lambda t, i: {c: t.at[i, f'p_{c}'] for c in test.classes}
     pic = lambda p: None if p is None else read_image(p, size)
-    return [CaseView(i, preds.at[i, 'label'], preds.at[i, 'pred'], p_of(preds, i), {m: p_of(t, i) for m, t in branches.items() if i in t.index},
-                     pic(test[i].OM), pic(test[i].IM), [pic(p) for p in test[i].TEM], list(weights[row[i]])) for i in pick_cases(preds)]
+    return [
+        CaseView(
+            i,
+            preds.at[i, 'label'],
+            preds.at[i, 'pred'],
+            p_of(preds, i),
+            {m: p_of(t, i) for m, t in branches.items() if i in t.index},
+            pic(test[i].OM),
+            pic(test[i].IM),
+            [pic(p) for p in test[i].TEM],
+            list(weights[row[i]]),
+        )
+        for i in pick_cases(preds)
+    ]
 
-# %% ../nbs/cli/00_cli.ipynb #c015
-def _seed_summary(all_preds, level=.95, n_boot=2000):
+# %% ../nbs/cli/00_cli.ipynb #c019
+def _seed_summary(all_preds, level=0.95, n_boot=2000):
     "Mean accuracy over seeds, with an interval by bootstrap over patients (or groups)."
     right = np.mean([(p.pred == p.label).to_numpy(float) for p in all_preds], 0)
     counts = resample_counts(all_preds[0].group, n_boot)
-    low, high = np.quantile((counts*right).sum(1)/counts.sum(1), [(1 - level)/2, (1 + level)/2])
-    return dict(accuracies=[float((p.pred == p.label).mean()) for p in all_preds], mean=float(right.mean()), low=float(low), high=float(high))
+    low, high = np.quantile((counts * right).sum(1) / counts.sum(1), [(1 - level) / 2, (1 + level) / 2])
+    return dict(
+        accuracies=[float((p.pred == p.label).mean()) for p in all_preds],
+        mean=float(right.mean()),
+        low=float(low),
+        high=float(high),
+    )
 
 _records = lambda t: json.loads(t.reset_index().to_json(orient='records'))
 
-# %% ../nbs/cli/00_cli.ipynb #c016
-def _write(folder, a, train, test, source, history, preds, branches, base, weights, seeds, model, temperatures, seconds):
+# %% ../nbs/cli/00_cli.ipynb #c020
+def _write(
+    folder,
+    a,
+    train,
+    test,
+    source,
+    history,
+    preds,
+    branches,
+    base,
+    weights,
+    seeds,
+    model,
+    temperatures,
+    seconds,
+):
     "Everything into `folder`."
-    settings = dict(backbone=a.backbone, weights=a.weights, encoders='fine-tuned' if a.finetune else f'frozen, {a.views} views of each training image', image_size=a.size, epochs=a.epochs,
-                    seed=a.seed, validation=f'{a.valid:.0%} of the training patients', loss='fusion 1, OM 0.3, IM 0.5, TEM 0.2; label smoothing 0.1', SMIL='t = 1.5, sum', projection=256,
-                    cmus_fastai=__version__, torch=torch.__version__, python=platform.python_version(), minutes=round(seconds/60, 1))
-    bayes = {m: bayes_accuracy(m) for m in [('OM',), ('IM',), ('TEM',), ('OM', 'IM'), ('OM', 'TEM'), ('IM', 'TEM'), MODALITIES]} if a.simulated else None
-    notes = [] if len(seeds['accuracies']) == 1 else [f"Mean accuracy over {len(seeds['accuracies'])} seeds: {seeds['mean']:.3f} ({seeds['low']:.3f} to {seeds['high']:.3f}); each: "
-                                                    + ', '.join(f'{x:.3f}' for x in seeds['accuracies']) + '. This page shows the first seed.']
-    write_report(folder/'report.html', title='CMUS-Net on ' + ('simulated biopsies' if a.simulated else train.name), settings=settings, train=train, test=test, history=history,
-                 preds=preds, branches=branches, baseline=base, bayes=bayes, cases=_case_views(preds, branches, test, weights, a.size), notes=notes, source=source)
-    wide = preds.join([t.filter(like='p_').add_prefix(f'{m}_') for m, t in branches.items()]).join(base[['pred']].add_prefix('baseline_'))
-    wide.to_csv(folder/'predictions.csv'); history.to_csv(folder/'history.csv', index=False)
-    metrics = dict(test=_records(evaluate(preds)), per_class=_records(per_class(preds)), branches={m: _records(evaluate(t)) for m, t in branches.items()}, baseline=_records(evaluate(base)),
-                   difference_to_baseline=_records(compare(preds, base)), seeds=seeds, best_possible={'+'.join(k): v for k, v in bayes.items()} if bayes else None,
-                   patients=dict(train=len(train), test=len(test)), settings=settings)
-    (folder/'metrics.json').write_text(json.dumps(metrics, indent=2, default=str), encoding='utf-8')
-    save_model(model, folder/'model', train.classes, a.size, seed=a.seed, temperature=temperatures)
+    settings = dict(
+        backbone=a.backbone,
+        weights=a.weights,
+        encoders='fine-tuned' if a.finetune else f'frozen, {a.views} views of each training image',
+        image_size=a.size,
+        epochs=a.epochs,
+        seed=a.seed,
+        validation=f'{a.valid:.0%} of the training patients',
+        loss='fusion 1, OM 0.3, IM 0.5, TEM 0.2; label smoothing 0.1',
+        SMIL='t = 1.5, sum',
+        projection=256,
+        cmus_fastai=__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        minutes=round(seconds / 60, 1),
+    )
+    bayes = (
+        {
+            m: bayes_accuracy(m)
+            for m in [('OM',), ('IM',), ('TEM',), ('OM', 'IM'), ('OM', 'TEM'), ('IM', 'TEM'), MODALITIES]
+        }
+        if a.simulated
+        else None
+    )
+    notes = (
+        []
+        if len(seeds['accuracies']) == 1
+        else [
+            f"Mean accuracy over {len(seeds['accuracies'])} seeds: {seeds['mean']:.3f} ({seeds['low']:.3f} to {seeds['high']:.3f}); each: "
+            + ', '.join(f'{x:.3f}' for x in seeds['accuracies'])
+            + '. This page shows the first seed.'
+        ]
+    )
+    write_report(
+        folder / 'report.html',
+        title='CMUS-Net on ' + ('simulated biopsies' if a.simulated else train.name),
+        settings=settings,
+        train=train,
+        test=test,
+        history=history,
+        preds=preds,
+        branches=branches,
+        baseline=base,
+        bayes=bayes,
+        cases=_case_views(preds, branches, test, weights, a.size),
+        notes=notes,
+        source=source,
+    )
+    wide = preds.join([t.filter(like='p_').add_prefix(f'{m}_') for m, t in branches.items()]).join(
+        base[['pred']].add_prefix('baseline_')
+    )
+    wide.to_csv(folder / 'predictions.csv')
+    history.to_csv(folder / 'history.csv', index=False)
+    metrics = dict(
+        test=_records(evaluate(preds)),
+        per_class=_records(per_class(preds)),
+        branches={m: _records(evaluate(t)) for m, t in branches.items()},
+        baseline=_records(evaluate(base)),
+        difference_to_baseline=_records(compare(preds, base)),
+        seeds=seeds,
+        best_possible={'+'.join(k): v for k, v in bayes.items()} if bayes else None,
+        patients=dict(train=len(train), test=len(test)),
+        settings=settings,
+    )
+    (folder / 'metrics.json').write_text(json.dumps(metrics, indent=2, default=str), encoding='utf-8')
+    save_model(model, folder / 'model', train.classes, a.size, seed=a.seed, temperature=temperatures)
 
-# %% ../nbs/cli/00_cli.ipynb #c018
+# %% ../nbs/cli/00_cli.ipynb #c022
 def run(a, folder):
     "The main job with parsed arguments `a`, written into `folder`; returns the table of metrics."
     start = time.time()
     a.simulated = a.data is None
     train, test, source = _cohorts(a, folder)
-    cache = FeatureCache(a.cache, n_views=a.views, precision='bf16' if a.precision == 'bf16' else None, bs=16, progress=a.progress)
-    dls = train.dataloaders(valid=a.valid, size=a.size, bs=a.bs, seed=a.seed, num_workers=a.num_workers, cache=cache)
+    cache = FeatureCache(
+        a.cache,
+        n_views=a.views,
+        precision='bf16' if a.precision == 'bf16' else None,
+        bs=16,
+        progress=a.progress,
+    )
+    dls = train.dataloaders(
+        valid=a.valid, size=a.size, bs=a.bs, seed=a.seed, num_workers=a.num_workers, cache=cache
+    )
     a.finetune = a.finetune or (torch.device(dls.device).type == 'cuda' and not a.frozen)
     n = sum(len(t) for t in train.df.TEM) + train.df[['OM', 'IM']].notna().to_numpy().sum()
     say(f'{len(train)} patients ({n} images) to train on, {len(test)} to test on; encoding with {a.backbone}')
     base, first, all_preds = None, None, []
     for seed in range(a.seed, a.seed + a.seeds):
-        learn = cmus_learner(dls, a.backbone, a.weights, seed=seed, path=folder, model_dir='.checkpoints', precision=a.precision, compile=a.compile)
+        learn = cmus_learner(
+            dls,
+            a.backbone,
+            a.weights,
+            seed=seed,
+            path=folder,
+            model_dir='.checkpoints',
+            precision=a.precision,
+            compile=a.compile,
+        )
         learn.model.chunk = a.chunk
-        if base is None: base = _baseline(learn, cache, train, test, a.seed)        # on encoders as they come
+        if base is None:
+            base = _baseline(learn, cache, train, test, a.seed)  # on encoders as they come
         say(f'Training, seed {seed}')
         history = _train(learn, a, seed)
         probs, present, weights = _read_test(learn, a, test, cache)
@@ -171,87 +312,158 @@ def run(a, folder):
         first = first or (history, preds, branches, weights, learn.model, _temperatures(learn, a, cache))
     history, preds, branches, weights, model, temperatures = first
     summary = _seed_summary(all_preds)
-    if not rank_distrib(): _write(folder, a, train, test, source, history, preds, branches, base, weights, summary, model, temperatures, time.time() - start)
+    if not rank_distrib():
+        _write(
+            folder,
+            a,
+            train,
+            test,
+            source,
+            history,
+            preds,
+            branches,
+            base,
+            weights,
+            summary,
+            model,
+            temperatures,
+            time.time() - start,
+        )
     return evaluate(preds), evaluate(base), summary
 
-# %% ../nbs/cli/00_cli.ipynb #c019
+# %% ../nbs/cli/00_cli.ipynb #c023
 def _baseline(learn, cache, train, test, seed):
     "Logistic regression on pooled frozen features of all training patients."
     model = learn.model.to(learn.dls.device)
-    for c in learn.dls.cohorts: cache.fill(model, c, cache.n_views if c is learn.dls.cohorts[0] else 1, **learn.dls.reading)
-    x, z = [FeatureCases(cache, cache.fill(model, c, **learn.dls.reading), c).pooled_table() for c in (train, test)]
+    for c in learn.dls.cohorts:
+        cache.fill(model, c, cache.n_views if c is learn.dls.cohorts[0] else 1, **learn.dls.reading)
+    x, z = [
+        FeatureCases(cache, cache.fill(model, c, **learn.dls.reading), c).pooled_table()
+        for c in (train, test)
+    ]
     # a fixed, strong shrinkage: chosen by cross-validation it is misled where images recur between training patients
-    probs = logistic_baseline(x, train.df.label, z, train.classes, groups=train.df.group, C=.01, seed=seed)
+    probs = logistic_baseline(x, train.df.label, z, train.classes, groups=train.df.group, C=0.01, seed=seed)
     return predictions(test.df.index, test.df.label, probs, train.classes, test.df.group)
 
-# %% ../nbs/cli/00_cli.ipynb #c020
+# %% ../nbs/cli/00_cli.ipynb #c024
 def _parser(name, data_needed):
-    p = argparse.ArgumentParser(name, description='From a folder of biopsies to a trained, reported CMUS-Net.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        name,
+        description='From a folder of biopsies to a trained, reported CMUS-Net.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = p.add_argument
-    add('--data', required=data_needed, help='folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table' + ('' if data_needed else '; default: a simulated cohort'))
+    add(
+        '--data',
+        required=data_needed,
+        help='folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table'
+        + ('' if data_needed else '; default: a simulated cohort'),
+    )
     add('--test', help='test patients of their own, folder or table; default: a part of --data')
     add('--out', default=f'{name}_out', help='folder to write')
     add('--overwrite', action='store_true', help='replace the folder if it exists')
-    add('--n_patients', type=int, default=225, help='simulated patients'); add('--phantom_seed', type=int, default=0, help='seed of the simulation')
-    add('--test_share', type=float, default=1/3, help='share of patients to test on'); add('--valid', type=float, default=.2, help='share of the training patients to validate on')
-    add('--seed', type=int, default=0, help='seed of splits and training'); add('--seeds', type=int, default=1, help='train this many times, from this many seeds')
-    add('--backbone', default='tf_efficientnet_lite0', help='timm backbone'); add('--weights', default='imagenet', help="'imagenet', 'package', 'hub', or a file")
-    add('--size', type=int, default=224, help='side of the images, px'); add('--bs', type=int, default=4, help='patients in a batch of images')
-    add('--epochs', type=int, default=25, help='epochs on the features of frozen encoders'); add('--views', type=int, default=2, help='symmetries of each training image, 1 to 8')
-    add('--finetune', action='store_true', help='train the encoders too (always where a GPU is, unless --frozen)'); add('--frozen', action='store_true', help='keep encoders frozen, also on a GPU')
+    add('--n_patients', type=int, default=225, help='simulated patients')
+    add('--phantom_seed', type=int, default=0, help='seed of the simulation')
+    add('--test_share', type=float, default=1 / 3, help='share of patients to test on')
+    add('--valid', type=float, default=0.2, help='share of the training patients to validate on')
+    add('--seed', type=int, default=0, help='seed of splits and training')
+    add('--seeds', type=int, default=1, help='train this many times, from this many seeds')
+    add('--backbone', default='tf_efficientnet_lite0', help='timm backbone')
+    add('--weights', default='imagenet', help="'imagenet', 'package', 'hub', or a file")
+    add('--size', type=int, default=224, help='side of the images, px')
+    add('--bs', type=int, default=4, help='patients in a batch of images')
+    add('--epochs', type=int, default=25, help='epochs on the features of frozen encoders')
+    add('--views', type=int, default=2, help='symmetries of each training image, 1 to 8')
+    add(
+        '--finetune',
+        action='store_true',
+        help='train the encoders too (always where a GPU is, unless --frozen)',
+    )
+    add('--frozen', action='store_true', help='keep encoders frozen, also on a GPU')
     add('--cache', help='folder to keep the encoded images in, for this run and later ones; default: memory')
-    add('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'], help='auto: bf16 or fp16 on a GPU, fp32 on a CPU'); add('--compile', action='store_true', help='compile the encoders, where that works')
-    add('--chunk', type=int, default=None, help='end to end, so many images at a time: less memory, a third to a half slower')
-    add('--finetune_epochs', type=int, default=10, help='epochs end to end'); add('--num_workers', type=int, default=None, help='processes that read images')
-    add('--strict', action='store_true', help='refuse a cohort with any problem'); add('--no_progress', dest='progress', action='store_false', help='no progress bars')
+    add(
+        '--precision',
+        default='auto',
+        choices=['auto', 'bf16', 'fp16', 'fp32'],
+        help='auto: bf16 or fp16 on a GPU, fp32 on a CPU',
+    )
+    add('--compile', action='store_true', help='compile the encoders, where that works')
+    add(
+        '--chunk',
+        type=int,
+        default=None,
+        help='end to end, so many images at a time: less memory, a third to a half slower',
+    )
+    add('--finetune_epochs', type=int, default=10, help='epochs end to end')
+    add('--num_workers', type=int, default=None, help='processes that read images')
+    add('--strict', action='store_true', help='refuse a cohort with any problem')
+    add('--no_progress', dest='progress', action='store_false', help='no progress bars')
     return p
 
-# %% ../nbs/cli/00_cli.ipynb #c022
+# %% ../nbs/cli/00_cli.ipynb #c026
 _expected = (CohortError, WeightsNotFound, OutOfMemory, FloatingPointError, ValueError, OSError)
 
+# %% ../nbs/cli/00_cli.ipynb #c027
 def _job(name, argv, data_needed):
     "Train, evaluate and report in one go; returns the exit code."
     a = _parser(name, data_needed).parse_args(argv)
     a.precision = None if a.precision == 'fp32' else a.precision
     out, tmp, mine = Path(a.out).absolute(), None, not rank_distrib()
     try:
-        if out.exists() and not a.overwrite: raise FileExistsError(f"{out} exists; give another --out, or --overwrite")
-        if not out.parent.is_dir(): raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
+        if out.exists() and not a.overwrite:
+            raise FileExistsError(f"{out} exists; give another --out, or --overwrite")
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
         tmp = _work_folder(out)
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', CohortWarning)     # the report is printed in full
+            warnings.simplefilter('ignore', CohortWarning)  # the report is printed in full
             warnings.simplefilter('ignore', FutureWarning)
             table, base, seeds = run(a, tmp)
-        distrib_barrier()                                      # nobody reads any more
+        distrib_barrier()  # nobody reads any more
         if mine:
-            shutil.rmtree(tmp/'.checkpoints', ignore_errors=True)
-            if out.exists(): shutil.rmtree(out)
+            shutil.rmtree(tmp / '.checkpoints', ignore_errors=True)
+            if out.exists():
+                shutil.rmtree(out)
             os.replace(tmp, out)
     except _expected as e:
         print(f'{name}: error: {e}', file=sys.stderr)
         return 2
     finally:
-        if tmp is not None and mine: shutil.rmtree(tmp, ignore_errors=True)
-    if mine: _tell(a, out, table, base, seeds)
+        if tmp is not None and mine:
+            shutil.rmtree(tmp, ignore_errors=True)
+    if mine:
+        _tell(a, out, table, base, seeds)
     return 0
 
-# %% ../nbs/cli/00_cli.ipynb #c023
+# %% ../nbs/cli/00_cli.ipynb #c028
 def _work_folder(out):
     "A hidden folder beside `out`, the same for all processes."
     box = [None]
-    if not rank_distrib(): box[0] = tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent); os.chmod(box[0], 0o755)
+    if not rank_distrib():
+        box[0] = tempfile.mkdtemp(prefix=f'.{out.name}-', dir=out.parent)
+        os.chmod(box[0], 0o755)
     if num_distrib() > 1:
-        from cmus_fastai.training.distributed import join  # needs Accelerate, which a single process does without
-        join(); torch.distributed.broadcast_object_list(box, 0)
+        from cmus_fastai.training.distributed import (
+            join,
+        )  # needs Accelerate, which a single process does without
+
+        join()
+        torch.distributed.broadcast_object_list(box, 0)
     return Path(box[0])
 
+# %% ../nbs/cli/00_cli.ipynb #c029
 def _tell(a, out, table, base, seeds):
-    show = lambda t: ', '.join(f'{k.replace("_", " ")} {r.estimate:.3f} ({r.low:.3f} to {r.high:.3f})' for k, r in t.iterrows())
+    show = lambda t: ', '.join(
+        f'{k.replace("_", " ")} {r.estimate:.3f} ({r.low:.3f} to {r.high:.3f})' for k, r in t.iterrows()
+    )
     print(f'Network:       {show(table)}\nLine to beat:  {show(base)}')
-    if a.seeds > 1: print(f"Mean accuracy over {a.seeds} seeds: {seeds['mean']:.3f} ({seeds['low']:.3f} to {seeds['high']:.3f})")
-    print(f'Report: {out/"report.html"}')
+    if a.seeds > 1:
+        print(
+            f"Mean accuracy over {a.seeds} seeds: {seeds['mean']:.3f} ({seeds['low']:.3f} to {seeds['high']:.3f})"
+        )
+    print(f'Report: {out / "report.html"}')
 
-# %% ../nbs/cli/00_cli.ipynb #c024
+# %% ../nbs/cli/00_cli.ipynb #c030
 def cmus_demo(argv=None):
     "Console script: the main job, on a simulated cohort or on `--data`."
     return _job('cmus_demo', argv, data_needed=False)
@@ -260,23 +472,53 @@ def cmus_train(argv=None):
     "Console script: the main job on patients of your own, in as many processes as Accelerate has started."
     return _job('cmus_train', argv, data_needed=True)
 
-# %% ../nbs/cli/00_cli.ipynb #c026
+# %% ../nbs/cli/00_cli.ipynb #c032
 def _cv_parser(name, study=False):
-    p = argparse.ArgumentParser(name, description='Cross-validation by patient' + (' of many models on the same folds.' if study else '.'), formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        name,
+        description='Cross-validation by patient' + (' of many models on the same folds.' if study else '.'),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     add = p.add_argument
-    add('--data', help='folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table; default: a simulated cohort'); add('--test', help='test patients of their own; then the training is repeated instead of folded')
+    add(
+        '--data', help='folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table; default: a simulated cohort'
+    )
+    add('--test', help='test patients of their own; then the training is repeated instead of folded')
     add('--out', default=f'{name}_out', help='folder to write, or to go on with')
-    if study: add('--models', required=True, choices=list(studies), help='which models')
-    add('--n_patients', type=int, default=225, help='simulated patients'); add('--phantom_seed', type=int, default=0, help='seed of the simulation'); add('--strict', action='store_true', help='refuse a cohort with any problem')
-    add('--k', type=int, default=5, help='folds'); add('--repeats', type=int, default=1, help='cuts of the cohort; with --test: seeds'); add('--seed', type=int, default=0, help='of cuts and training')
-    add('--folds', help='CSV file with columns patient, fold and perhaps repeat, instead of --k'); add('--cache', help='folder to keep the encoded images in; default: memory')
+    if study:
+        add('--models', required=True, choices=list(studies), help='which models')
+    add('--n_patients', type=int, default=225, help='simulated patients')
+    add('--phantom_seed', type=int, default=0, help='seed of the simulation')
+    add('--strict', action='store_true', help='refuse a cohort with any problem')
+    add('--k', type=int, default=5, help='folds')
+    add('--repeats', type=int, default=1, help='cuts of the cohort; with --test: seeds')
+    add('--seed', type=int, default=0, help='of cuts and training')
+    add('--folds', help='CSV file with columns patient, fold and perhaps repeat, instead of --k')
+    add('--cache', help='folder to keep the encoded images in; default: memory')
     for f in fields(Config):
-        if f.name != 'head': add(f'--{f.name}', type=str if f.name in ('backbone', 'weights', 'preset', 'loss', 'ordinal') else float if f.name in ('lr', 'valid') else int, default=f.default, help='see crossval.Config')
-    add('--head', type=json.loads, default={}, metavar='JSON', help="""arguments of CMUSHead, e.g. '{"aggregator": "attention", "fusion": "concat"}'""")
-    add('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32']); add('--no_progress', dest='progress', action='store_false', help='print nothing while it runs')
+        if f.name != 'head':
+            add(
+                f'--{f.name}',
+                type=str
+                if f.name in ('backbone', 'weights', 'preset', 'loss', 'ordinal')
+                else float
+                if f.name in ('lr', 'valid')
+                else int,
+                default=f.default,
+                help='see crossval.Config',
+            )
+    add(
+        '--head',
+        type=json.loads,
+        default={},
+        metavar='JSON',
+        help="""arguments of CMUSHead, e.g. '{"aggregator": "attention", "fusion": "concat"}'""",
+    )
+    add('--precision', default='auto', choices=['auto', 'bf16', 'fp16', 'fp32'])
+    add('--no_progress', dest='progress', action='store_false', help='print nothing while it runs')
     return p
 
-# %% ../nbs/cli/00_cli.ipynb #c027
+# %% ../nbs/cli/00_cli.ipynb #c033
 def _cv_cohort(a, out):
     "The cohort, its folds if they are given, and whether it is a phantom."
     kw, given, simulated = dict(strict=a.strict, progress=False), a.folds, a.data is None
@@ -285,54 +527,98 @@ def _cv_cohort(a, out):
         if not a.data.exists() and not rank_distrib():
             say(f'Simulating {a.n_patients} biopsies in {a.data.name}')
             tmp = Path(tempfile.mkdtemp(prefix=f'.{a.data.name}-', dir=out.parent))
-            make_phantom(tmp/'phantom', a.n_patients, seed=a.phantom_seed, size=a.size, progress=a.progress); os.replace(tmp/'phantom', a.data); tmp.rmdir()
+            make_phantom(tmp / 'phantom', a.n_patients, seed=a.phantom_seed, size=a.size, progress=a.progress)
+            os.replace(tmp / 'phantom', a.data)
+            tmp.rmdir()
         distrib_barrier()
     cohort = Cohort.read(a.data, **kw)
-    if simulated: cohort.name = 'simulated biopsies'
+    if simulated:
+        cohort.name = 'simulated biopsies'
     if a.test is not None:
-        if a.folds: raise ValueError('give --folds or --test, not both')
+        if a.folds:
+            raise ValueError('give --folds or --test, not both')
         cohort, given = join_cohorts(cohort, Cohort.read(a.test, **kw))
     say(cohort.report())
     return cohort, given
 
-# %% ../nbs/cli/00_cli.ipynb #c028
+# %% ../nbs/cli/00_cli.ipynb #c034
 def _cv_job(name, argv, study):
     "Cross-validate one model, or many; returns the exit code."
     a = _cv_parser(name, study).parse_args(argv)
     out, simulated, start = Path(a.out).absolute(), a.data is None, time.time()
     try:
-        if not out.parent.is_dir(): raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
+        if not out.parent.is_dir():
+            raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
         config = Config(**{f.name: getattr(a, f.name) for f in fields(Config)})
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', CohortWarning); warnings.simplefilter('ignore', FutureWarning)
+            warnings.simplefilter('ignore', CohortWarning)
+            warnings.simplefilter('ignore', FutureWarning)
             cohort, given = _cv_cohort(a, out)
             cache = FeatureCache(a.cache, n_views=a.views, progress=a.progress)
-            how = dict(k=a.k, repeats=a.repeats, seed=a.seed, given=given, cache=cache, precision=None if a.precision == 'fp32' else a.precision)
-            if study: _study(a, out, cohort, config, how, simulated, ' '.join([name, *(sys.argv[1:] if argv is None else argv)]))
+            how = dict(
+                k=a.k,
+                repeats=a.repeats,
+                seed=a.seed,
+                given=given,
+                cache=cache,
+                precision=None if a.precision == 'fp32' else a.precision,
+            )
+            if study:
+                _study(
+                    a,
+                    out,
+                    cohort,
+                    config,
+                    how,
+                    simulated,
+                    ' '.join([name, *(sys.argv[1:] if argv is None else argv)]),
+                )
             else:
                 t = cross_validate(cohort, out, config, progress=a.progress, **how).table()
-                say('\n'.join(f'{k.replace("_", " ")}: {r.estimate:.4f} ({r.low:.4f} to {r.high:.4f}); by fold {r.fold_mean:.4f} ± {r.fold_sd:.4f}' for k, r in t.iterrows()))
-                say(f"{(time.time() - start)/60:.1f} minutes. Report: {out/'report.html'}")
+                say(
+                    '\n'.join(
+                        f'{k.replace("_", " ")}: {r.estimate:.4f} ({r.low:.4f} to {r.high:.4f}); by fold {r.fold_mean:.4f} ± {r.fold_sd:.4f}'
+                        for k, r in t.iterrows()
+                    )
+                )
+                say(f"{(time.time() - start) / 60:.1f} minutes. Report: {out / 'report.html'}")
     except _expected as e:
         print(f'{name}: error: {e}', file=sys.stderr)
         return 2
     return 0
 
-# %% ../nbs/cli/00_cli.ipynb #c029
+# %% ../nbs/cli/00_cli.ipynb #c035
 def _study(a, out, cohort, config, how, simulated, command):
     "Many models, their table and its figure."
     cvs = run_study(cohort, studies[a.models](), out, config, progress=a.progress, **how)
-    if rank_distrib(): return
-    lr = baseline_folds(cohort, make_folds(cohort, a.k, a.repeats, a.seed, how['given']), config, how['cache'])
+    if rank_distrib():
+        return
+    lr = baseline_folds(
+        cohort, make_folds(cohort, a.k, a.repeats, a.seed, how['given']), config, how['cache']
+    )
     table = study_table({**cvs, 'logistic regression': lr})
     best = dict(accuracy=bayes_accuracy(MODALITIES)) if simulated else None
-    split = f'{len(how["given"][0][0])} training, {len(how["given"][0][1])} test patients, {a.repeats} seeds from {a.seed}' if a.test else f'{a.folds or f"{a.k} folds"}, {a.repeats} repeats, seed {a.seed}'
-    write_study(out/'study.json', table, command=command, data='phantom' if simulated else cohort.name, patients=len(cohort), split=split, date=str(date.today()), best=best)
-    table.to_csv(out/'study.csv')
-    plot_study(table, best=best).savefig(out/'study.png')
-    say(table['accuracy'].round(3).to_string()); say(f"Table: {out/'study.csv'}, figure: {out/'study.png'}")
+    split = (
+        f'{len(how["given"][0][0])} training, {len(how["given"][0][1])} test patients, {a.repeats} seeds from {a.seed}'
+        if a.test
+        else f'{a.folds or f"{a.k} folds"}, {a.repeats} repeats, seed {a.seed}'
+    )
+    write_study(
+        out / 'study.json',
+        table,
+        command=command,
+        data='phantom' if simulated else cohort.name,
+        patients=len(cohort),
+        split=split,
+        date=str(date.today()),
+        best=best,
+    )
+    table.to_csv(out / 'study.csv')
+    plot_study(table, best=best).savefig(out / 'study.png')
+    say(table['accuracy'].round(3).to_string())
+    say(f"Table: {out / 'study.csv'}, figure: {out / 'study.png'}")
 
-# %% ../nbs/cli/00_cli.ipynb #c030
+# %% ../nbs/cli/00_cli.ipynb #c036
 def cmus_cv(argv=None):
     "Console script: cross-validation of one configuration."
     return _cv_job('cmus_cv', argv, False)
@@ -341,8 +627,9 @@ def cmus_study(argv=None):
     "Console script: many configurations on the same folds."
     return _cv_job('cmus_study', argv, True)
 
-# %% ../nbs/cli/00_cli.ipynb #c031
-if __name__ == '__main__' and '__file__' in globals():                # python -m cmus_fastai.cli
+# %% ../nbs/cli/00_cli.ipynb #c037
+if __name__ == '__main__' and '__file__' in globals():  # python -m cmus_fastai.cli
     jobs = dict(demo=cmus_demo, train=cmus_train, cv=cmus_cv, study=cmus_study)
-    if len(sys.argv) < 2 or sys.argv[1] not in jobs: sys.exit(f'python -m cmus_fastai.cli: say which job: {" or ".join(jobs)}, then its options')
+    if len(sys.argv) < 2 or sys.argv[1] not in jobs:
+        sys.exit(f'python -m cmus_fastai.cli: say which job: {" or ".join(jobs)}, then its options')
     sys.exit(jobs[sys.argv[1]](sys.argv[2:]))

@@ -27,9 +27,7 @@ from filelock import FileLock, Timeout
 
 # %% ../nbs/core/00_core.ipynb #c006
 MODALITIES = ('OM', 'IM', 'TEM')
-
 OKABE_ITO = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#F0E442')
-
 OUTPUT_COLOURS = {
     'fusion': '#000000',
     'om': '#0072B2',
@@ -38,16 +36,17 @@ OUTPUT_COLOURS = {
 }
 
 # %% ../nbs/core/00_core.ipynb #c009
-def _permissions(full:int) -> int:
+def _permissions(full: int) -> int:
     "The permissions that this process gives to what it makes, out of `full`."
     mask = os.umask(0)
     os.umask(mask)
     return full & ~mask
 
+# %% ../nbs/core/00_core.ipynb #c010
 def write_file(
-    path,             # File to write; an existing one is replaced
-    content,          # `str`, written as UTF-8, or `bytes`
-) -> Path:            # The file
+    path,  # File to write; an existing one is replaced
+    content,  # `str`, written as UTF-8, or `bytes`
+) -> Path:  # The file
     "Write a file whole or not at all."
     path = Path(path)
     data = content.encode('utf-8') if isinstance(content, str) else content
@@ -61,7 +60,7 @@ def write_file(
         Path(name).unlink(missing_ok=True)
     return path
 
-# %% ../nbs/core/00_core.ipynb #c011
+# %% ../nbs/core/00_core.ipynb #c012
 @contextmanager
 def new_folder(
     path,  # Folder to make; it must not exist, or be empty
@@ -80,9 +79,9 @@ def new_folder(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # already renamed if all went well
 
-# %% ../nbs/core/00_core.ipynb #c015
+# %% ../nbs/core/00_core.ipynb #c016
 def check_overlap(
-    out,     # Folder that will be written
+    out,  # Folder that will be written
     inputs,  # Folders and files that will be read; `None` among them is passed over
 ):
     "Raise `ValueError` if writing `out` could touch one of the inputs."
@@ -93,30 +92,36 @@ def check_overlap(
         source = Path(source).expanduser().resolve()
         out_in_source = source in out.parents and not source.is_file()
         if out == source or out in source.parents or out_in_source:
-            raise ValueError(f"The output folder {out} overlaps with the input {source}. "
-                             "Choose an output folder outside of all data, test and cache folders.")
+            raise ValueError(
+                f"The output folder {out} overlaps with the input {source}. "
+                "Choose an output folder outside of all data, test and cache folders."
+            )
 
-# %% ../nbs/core/00_core.ipynb #c017
+# %% ../nbs/core/00_core.ipynb #c018
 class OutputFolder:
     "The folder that one run writes: taken at the start under a lock, filled at the end, whole or not at all."
+
     MARKER = 'cmus_fastai.json'
     LOCK = '.cmus_fastai.lock'
     WORK = '.cmus_fastai.work'
 
-    def __init__(self,
-        path,                 # Folder to write, e.g. the value of `--out`
-        inputs=(),            # Folders and files that the run reads, see `check_overlap`
-        overwrite:bool=False, # Replace the results of an earlier run
+    def __init__(
+        self,
+        path,  # Folder to write, e.g. the value of `--out`
+        inputs=(),  # Folders and files that the run reads, see `check_overlap`
+        overwrite: bool = False,  # Replace the results of an earlier run
     ):
         check_overlap(path, inputs)
         self.path = Path(path).expanduser().resolve()
         self.overwrite = overwrite
-        self.work = self.path/self.WORK
+        self.work = self.path / self.WORK
 
     def __enter__(self) -> Path:  # Folder to write the results in
         "Take the folder, or say why that is not allowed."
         if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"{self.path.parent} does not exist, so {self.path.name} cannot be made in it.")
+            raise FileNotFoundError(
+                f"{self.path.parent} does not exist, so {self.path.name} cannot be made in it."
+            )
         self.lock = lock_folder(self.path)
         try:
             self.earlier = self._check_earlier()
@@ -136,60 +141,68 @@ class OutputFolder:
             shutil.rmtree(self.work, ignore_errors=True)
             self._leave()
 
-# %% ../nbs/core/00_core.ipynb #c019
+# %% ../nbs/core/00_core.ipynb #c020
 def lock_folder(
-    path,         # Folder; made if it does not exist
-) -> FileLock:    # Held until its `release`
+    path,  # Folder; made if it does not exist
+) -> FileLock:  # Held until its `release`
     "Lock an output folder, or raise `FileExistsError` if another run holds it."
     path = Path(path)
     path.mkdir(exist_ok=True)
-    lock = FileLock(path/OutputFolder.LOCK)
+    lock = FileLock(path / OutputFolder.LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FileExistsError(f"Another run is writing to {path}. Wait for it, or choose another folder.") from None
+        raise FileExistsError(
+            f"Another run is writing to {path}. Wait for it, or choose another folder."
+        ) from None
     return lock
 
-# %% ../nbs/core/00_core.ipynb #c021
+# %% ../nbs/core/00_core.ipynb #c022
 from fastcore.basics import patch
 
-# %% ../nbs/core/00_core.ipynb #c022
+# %% ../nbs/core/00_core.ipynb #c023
 @patch
-def _check_earlier(self:OutputFolder) -> list: # Names that an earlier run wrote
+def _check_earlier(self: OutputFolder) -> list:  # Names that an earlier run wrote
     "What an earlier run left in the folder; an error if it must not be replaced."
     names = {p.name for p in self.path.iterdir()} - {self.MARKER, self.LOCK, self.WORK}
-    marker = self.path/self.MARKER
+    marker = self.path / self.MARKER
     listed = json.loads(marker.read_text(encoding='utf-8'))['files'] if marker.is_file() else []
     foreign = sorted(names - set(listed))
     if foreign:
-        raise FileExistsError(f"{self.path} holds files that no run of this package wrote: {', '.join(foreign[:5])}. "
-                              "They are never replaced. Choose another output folder.")
+        raise FileExistsError(
+            f"{self.path} holds files that no run of this package wrote: {', '.join(foreign[:5])}. "
+            "They are never replaced. Choose another output folder."
+        )
     if marker.is_file() and not self.overwrite:
-        raise FileExistsError(f"{self.path} holds the results of an earlier run. "
-                              "Choose another output folder, or allow to replace them (--overwrite).")
+        raise FileExistsError(
+            f"{self.path} holds the results of an earlier run. "
+            "Choose another output folder, or allow to replace them (--overwrite)."
+        )
     return listed
 
+# %% ../nbs/core/00_core.ipynb #c024
 @patch
-def _publish(self:OutputFolder):
+def _publish(self: OutputFolder):
     "Replace the earlier results, if any, by the new ones."
     results = sorted(p.name for p in self.work.iterdir())
     content = dict(written_by='cmus_fastai', version=__version__, files=results)
-    write_file(self.path/self.MARKER, json.dumps({**content, 'files': sorted({*results, *self.earlier})}))
+    write_file(self.path / self.MARKER, json.dumps({**content, 'files': sorted({*results, *self.earlier})}))
     for name in self.earlier:
-        _remove(self.path/name)
+        _remove(self.path / name)
     for name in results:
-        os.replace(self.work/name, self.path/name)
-    write_file(self.path/self.MARKER, json.dumps(content, indent=1))
+        os.replace(self.work / name, self.path / name)
+    write_file(self.path / self.MARKER, json.dumps(content, indent=1))
 
+# %% ../nbs/core/00_core.ipynb #c025
 @patch
-def _leave(self:OutputFolder):
+def _leave(self: OutputFolder):
     "Give the lock back, and remove the folder if it holds no results."
     self.lock.release()
-    (self.path/self.LOCK).unlink(missing_ok=True)
+    (self.path / self.LOCK).unlink(missing_ok=True)
     if not any(self.path.iterdir()):
         self.path.rmdir()
 
-# %% ../nbs/core/00_core.ipynb #c023
+# %% ../nbs/core/00_core.ipynb #c026
 def _remove(path):
     "Remove a file, a link or a folder; a link's target stays."
     if path.is_dir() and not path.is_symlink():
@@ -197,11 +210,11 @@ def _remove(path):
     else:
         path.unlink(missing_ok=True)
 
-# %% ../nbs/core/00_core.ipynb #c029
+# %% ../nbs/core/00_core.ipynb #c032
 def digest(
-    *parts,       # `bytes`, or `str` that is taken as UTF-8
-    size:int=16,  # Bytes of the digest
-) -> str:         # Hexadecimal, `2*size` characters
+    *parts,  # `bytes`, or `str` that is taken as UTF-8
+    size: int = 16,  # Bytes of the digest
+) -> str:  # Hexadecimal, `2*size` characters
     "A BLAKE2 digest of the parts, one after the other, kept apart from each other."
     state = hashlib.blake2b(digest_size=size)
     for i, part in enumerate(parts):
@@ -209,18 +222,19 @@ def digest(
         state.update((b'\0' if i else b'') + data)
     return state.hexdigest()
 
-# %% ../nbs/core/00_core.ipynb #c032
+# %% ../nbs/core/00_core.ipynb #c035
 def count_noun(
-    n:int,       # How many
-    noun:str,    # Singular
+    n: int,  # How many
+    noun: str,  # Singular
 ) -> str:
     "A number and its noun, in the plural where that is due."
     return f'{n} {noun}' + ('' if n == 1 else 's')
 
+# %% ../nbs/core/00_core.ipynb #c036
 def format_number(
-    x,            # A number; `None`, NaN and infinite values give a dash
-    digits:int=3, # After the point
-    sign:bool=False, # Write a plus before positive numbers
+    x,  # A number; `None`, NaN and infinite values give a dash
+    digits: int = 3,  # After the point
+    sign: bool = False,  # Write a plus before positive numbers
 ) -> str:
     "A number for a table, with a true minus sign."
     if x is None or not math.isfinite(x):
@@ -228,64 +242,75 @@ def format_number(
     text = f'{x:+.{digits}f}' if sign and x != 0 else f'{x:.{digits}f}'
     return text.replace('-', '−')
 
+# %% ../nbs/core/00_core.ipynb #c037
 def format_interval(
-    low, high,    # Ends of the interval; NaN if there is none
-    digits:int=3, # After the point
-    sign:bool=False, # Write a plus before positive numbers
-) -> str:         # Empty if there is no interval
+    low,
+    high,  # Ends of the interval; NaN if there is none
+    digits: int = 3,  # After the point
+    sign: bool = False,  # Write a plus before positive numbers
+) -> str:  # Empty if there is no interval
     "An interval for a table, as `low to high`."
     if low is None or not math.isfinite(low):
         return ''
     return f'{format_number(low, digits, sign)} to {format_number(high, digits, sign)}'
 
-# %% ../nbs/core/00_core.ipynb #c035
+# %% ../nbs/core/00_core.ipynb #c040
 @lru_cache
 def _templates() -> jinja2.Environment:
     "The environment of all templates; every variable is escaped."
     loader = jinja2.PackageLoader('cmus_fastai', 'templates')
-    engine = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                undefined=jinja2.StrictUndefined)
+    engine = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     engine.filters.update(number=format_number, clean=clean_text)
     engine.globals.update(interval=format_interval, count=count_noun)
     return engine
 
+# %% ../nbs/core/00_core.ipynb #c041
 def clean_text(
-    x,        # Anything that came from data
+    x,  # Anything that came from data
 ) -> str:
     "Its text, without lone surrogates (from file names that are no UTF-8), which could not be written."
     return str(x).encode('utf-8', 'replace').decode('utf-8')
 
 def escape(
-    x,        # Anything that came from data
+    x,  # Anything that came from data
 ) -> markupsafe.Markup:
     "Its text, safe between tags and inside quoted attributes."
     return markupsafe.escape(x if hasattr(x, '__html__') else clean_text(x))
 
+# %% ../nbs/core/00_core.ipynb #c042
 def render(
-    template:str,  # Name of a template, e.g. 'report.html'
-    **variables,   # Its variables; text is escaped, `Markup` is not
+    template: str,  # Name of a template, e.g. 'report.html'
+    **variables,  # Its variables; text is escaped, `Markup` is not
 ) -> markupsafe.Markup:
     "Fill in a template of the package."
     return markupsafe.Markup(_templates().get_template(template).render(**variables))
 
 def stylesheet(
-    name:str,      # Name of a style sheet, e.g. 'report.css'
+    name: str,  # Name of a style sheet, e.g. 'report.css'
 ) -> markupsafe.Markup:
     "The text of a style sheet of the package."
     return markupsafe.Markup(_templates().loader.get_source(_templates(), name)[0])
 
-# %% ../nbs/core/00_core.ipynb #c038
+# %% ../nbs/core/00_core.ipynb #c045
 def load_result(
-    name:str,  # Without `.json`
+    name: str,  # Without `.json`
 ) -> dict:
     "A result that a benchmark wrote, see the folder `benchmarks`."
-    file = importlib.resources.files('cmus_fastai')/'results'/f'{name}.json'
+    file = importlib.resources.files('cmus_fastai') / 'results' / f'{name}.json'
     if not file.is_file():
         raise FileNotFoundError(f"There is no result called {name!r} in this package.")
     return json.loads(file.read_text(encoding='utf-8'))
 
+# %% ../nbs/core/00_core.ipynb #c046
 def environment() -> dict:
     "Versions and machine, for the record of a run."
     versions = {name: version(name) for name in ('torch', 'numpy', 'pandas')}
-    return dict(cmus_fastai=__version__, python=platform.python_version(), **versions,
-                machine=platform.machine(), system=platform.system())
+    return dict(
+        cmus_fastai=__version__,
+        python=platform.python_version(),
+        **versions,
+        machine=platform.machine(),
+        system=platform.system(),
+    )

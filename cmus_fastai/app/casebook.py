@@ -23,349 +23,600 @@ from ..core import OUTPUT_COLOURS
 from ..training.predictions import check_predictions, classes_of
 from ..core import MODALITIES
 from cmus_fastai.explain.attribution import (
-    OUTPUTS, Attribution, Case, CasePredictor, attention, attribute, heat, instances, overlay, picture,
-    scale_of, shapley, smooth,
+    OUTPUTS,
+    Attribution,
+    Case,
+    CasePredictor,
+    attention,
+    attribute,
+    heat,
+    instances,
+    overlay,
+    picture,
+    scale_of,
+    shapley,
+    smooth,
 )
 from ..evaluation.report import esc
 
 # %% ../../nbs/app/00_casebook.ipynb #c009
 class Method(NamedTuple):
     "An overlay, as it is told to a reader"
-    title:str        # In a menu
-    says:str         # One sentence; {} is the class
-    unit:str=''      # Of the heat scale
-    passes:tuple=(0, 0) # Least and most encoder passes an image; (0, 0): at once
-    sigma:float=0.   # Blur for the eye, as a share of the image's side
 
+    title: str  # In a menu
+    says: str  # One sentence; {} is the class
+    unit: str = ''  # Of the heat scale
+    passes: tuple = (0, 0)  # Least and most encoder passes an image; (0, 0): at once
+    sigma: float = 0.0  # Blur for the eye, as a share of the image's side
+
+# %% ../../nbs/app/00_casebook.ipynb #c010
 METHODS = dict(
     none=Method('no overlay', 'The images as the network receives them.'),
-    gradcam=Method('Grad-CAM', 'Grad-CAM: where the last feature map of each encoder speaks for {}; coarse, and blind to what speaks against.', 'strength'),
-    attention=Method('attention', 'Attention: where the electron micrographs look in OM and IM when the modalities are fused; the same for every class. TEM images count as a whole, by the bar below each.', 'share of attention'),
-    occlusion=Method('occlusion', 'Occlusion: how far the logit of {} falls when a square of one image is covered.', 'logit', (49, 49)),
-    ablation=Method('ablation', 'Ablation: how far the logit of {} falls when a patch of like colour (a superpixel) is blanked.', 'logit', (36, 36)),
-    gradient_shap=Method('gradient SHAP', 'Gradient SHAP: what each pixel adds to the logit of {} on random ways from a blank image to this one; smoothed for the eye.', 'logit a pixel', (48, 48), 1/112),
-    ig=Method('integrated gradients', 'Integrated gradients: what each pixel adds to the logit of {} on the straight way from a blank image to this one; smoothed for the eye.', 'logit a pixel', (48, 3100), 1/112))
-
+    gradcam=Method(
+        'Grad-CAM',
+        'Grad-CAM: where the last feature map of each encoder speaks for {}; coarse, and blind to what speaks against.',
+        'strength',
+    ),
+    attention=Method(
+        'attention',
+        'Attention: where the electron micrographs look in OM and IM when the modalities are fused; the same for every class. TEM images count as a whole, by the bar below each.',
+        'share of attention',
+    ),
+    occlusion=Method(
+        'occlusion',
+        'Occlusion: how far the logit of {} falls when a square of one image is covered.',
+        'logit',
+        (49, 49),
+    ),
+    ablation=Method(
+        'ablation',
+        'Ablation: how far the logit of {} falls when a patch of like colour (a superpixel) is blanked.',
+        'logit',
+        (36, 36),
+    ),
+    gradient_shap=Method(
+        'gradient SHAP',
+        'Gradient SHAP: what each pixel adds to the logit of {} on random ways from a blank image to this one; smoothed for the eye.',
+        'logit a pixel',
+        (48, 48),
+        1 / 112,
+    ),
+    ig=Method(
+        'integrated gradients',
+        'Integrated gradients: what each pixel adds to the logit of {} on the straight way from a blank image to this one; smoothed for the eye.',
+        'logit a pixel',
+        (48, 3100),
+        1 / 112,
+    ),
+)
 CAUTION = 'An attribution says what a number of this network depends on. It is no proof of a lesion, and no diagnosis may rest on it.'
 
-# %% ../../nbs/app/00_casebook.ipynb #c011
+# %% ../../nbs/app/00_casebook.ipynb #c012
 @dataclass
 class View:
     "Everything that is shown of one case."
-    case:Case               # What the network was given: hidden images are masked
-    hidden:tuple            # Modalities that were taken away
-    dropped:tuple           # Places of TEM images that were taken away
-    probs:pd.DataFrame      # Calibrated probabilities, rows fusion, OM, IM, TEM
-    whole:pd.DataFrame      # The same with nothing taken away
-    instances:pd.DataFrame  # One row a TEM image, see `instances`
-    shapley:pd.Series       # Contribution of the modalities, see `shapley`
-    target:str              # Class that is explained
-    method:str              # Name from `METHODS`
-    layer:Attribution|None  # None: no overlay, or not computed
-    temperature:float       # Of the fusion; 1: not calibrated
-    notes:list = field(default_factory=list) # What a reader must be told
+
+    case: Case  # What the network was given: hidden images are masked
+    hidden: tuple  # Modalities that were taken away
+    dropped: tuple  # Places of TEM images that were taken away
+    probs: pd.DataFrame  # Calibrated probabilities, rows fusion, OM, IM, TEM
+    whole: pd.DataFrame  # The same with nothing taken away
+    instances: pd.DataFrame  # One row a TEM image, see `instances`
+    shapley: pd.Series  # Contribution of the modalities, see `shapley`
+    target: str  # Class that is explained
+    method: str  # Name from `METHODS`
+    layer: Attribution | None  # None: no overlay, or not computed
+    temperature: float  # Of the fusion; 1: not calibrated
+    notes: list = field(default_factory=list)  # What a reader must be told
 
     @property
-    def pred(self): return self.probs.loc['fusion'].idxmax() # Predicted class
-    @property
-    def confidence(self): return float(self.probs.loc['fusion'].max()) # Its probability
-    @property
-    def right(self): return None if self.case.label is None else self.pred == self.case.label
-    @property
-    def changed(self): return bool(self.hidden or self.dropped)
+    def pred(self):
+        return self.probs.loc['fusion'].idxmax()  # Predicted class
 
-# %% ../../nbs/app/00_casebook.ipynb #c012
+    @property
+    def confidence(self):
+        return float(self.probs.loc['fusion'].max())  # Its probability
+
+    @property
+    def right(self):
+        return None if self.case.label is None else self.pred == self.case.label
+
+    @property
+    def changed(self):
+        return bool(self.hidden or self.dropped)
+
+# %% ../../nbs/app/00_casebook.ipynb #c013
 class CaseBook:
     "A cohort that a model reads case by case; what was computed is kept."
-    _most = dict(case=16, reading=256, layer=64)   # of each kind are kept
-    def __init__(self,
-        reader:CasePredictor,  # Model
-        cohort,             # `Cohort`
-        table=None,         # Predictions of these patients, if there are any: a table or CSV file as `cmus_demo` writes it, probabilities before calibration
+
+    _most = dict(case=16, reading=256, layer=64)  # of each kind are kept
+
+    def __init__(
+        self,
+        reader: CasePredictor,  # Model
+        cohort,  # `Cohort`
+        table=None,  # Predictions of these patients, if there are any: a table or CSV file as `cmus_demo` writes it, probabilities before calibration
     ):
-        self.reader, self.cohort, self.errors, self._kept, self._second, self._pace = reader, cohort, {}, {k: OrderedDict() for k in self._most}, math.inf, {}
+        self.reader, self.cohort, self.errors, self._kept, self._second, self._pace = (
+            reader,
+            cohort,
+            {},
+            {k: OrderedDict() for k in self._most},
+            math.inf,
+            {},
+        )
         self.table = None if table is None else self._given(table)
 
     def _once(self, kind, key, make):
         kept = self._kept[kind]
-        if key not in kept: kept[key] = make()
+        if key not in kept:
+            kept[key] = make()
         kept.move_to_end(key)
-        while len(kept) > self._most[kind]: kept.popitem(last=False)
+        while len(kept) > self._most[kind]:
+            kept.popitem(last=False)
         return kept[key]
 
     def open(self, patient) -> Case:
         "The case of a patient, opened once."
+
         def read():
             start, case = time.perf_counter(), self.reader.open(self.cohort[patient])
-            self._second = min(self._second, (time.perf_counter() - start)/sum(int(m.sum()) for m in case.masks))    # of one image
+            self._second = min(
+                self._second, (time.perf_counter() - start) / sum(int(m.sum()) for m in case.masks)
+            )  # of one image
             return case
+
         return self._once('case', patient, read)
 
-# %% ../../nbs/app/00_casebook.ipynb #c014
-from fastcore.basics import patch
-
 # %% ../../nbs/app/00_casebook.ipynb #c015
-@patch
-def part(self:CaseBook, patient, hidden=(), dropped=()) -> Case:
-    "The case without some modalities and TEM images."
-    case = self.open(patient)
-    if wrong := [i for i in dropped if not 0 <= i < case.n]: raise ValueError(f'patient {patient} has TEM images 0 to {case.n - 1}, not {wrong}')
-    return case.hide(*hidden).drop(*dropped)
-
-@patch
-def choices(self:CaseBook, patient, hidden=(), dropped=()) -> list: # Names from `METHODS`
-    "The overlays that this model and this case have."
-    case = self.part(patient, hidden, dropped)
-    return [k for k in METHODS if k == 'none' or case.present and (k != 'attention' or attention(self.reader, case))]
-
-@patch
-def _read(self:CaseBook, patient, hidden, dropped, target):
-    def ask():
-        case = self.part(patient, hidden, dropped)
-        return self.reader.probs(case), instances(self.reader, case, target), shapley(self.reader, case, target)
-    return self._once('reading', (patient, hidden, dropped, target), ask)
+from fastcore.basics import patch
 
 # %% ../../nbs/app/00_casebook.ipynb #c016
 @patch
-def _layer(self:CaseBook, patient, hidden, dropped, method, target):
+def part(self: CaseBook, patient, hidden=(), dropped=()) -> Case:
+    "The case without some modalities and TEM images."
+    case = self.open(patient)
+    if wrong := [i for i in dropped if not 0 <= i < case.n]:
+        raise ValueError(f'patient {patient} has TEM images 0 to {case.n - 1}, not {wrong}')
+    return case.hide(*hidden).drop(*dropped)
+
+# %% ../../nbs/app/00_casebook.ipynb #c017
+@patch
+def choices(self: CaseBook, patient, hidden=(), dropped=()) -> list:  # Names from `METHODS`
+    "The overlays that this model and this case have."
+    case = self.part(patient, hidden, dropped)
+    return [
+        k
+        for k in METHODS
+        if k == 'none' or case.present and (k != 'attention' or attention(self.reader, case))
+    ]
+
+# %% ../../nbs/app/00_casebook.ipynb #c018
+@patch
+def _read(self: CaseBook, patient, hidden, dropped, target):
+    def ask():
+        case = self.part(patient, hidden, dropped)
+        return (
+            self.reader.probs(case),
+            instances(self.reader, case, target),
+            shapley(self.reader, case, target),
+        )
+
+    return self._once('reading', (patient, hidden, dropped, target), ask)
+
+# %% ../../nbs/app/00_casebook.ipynb #c019
+@patch
+def _layer(self: CaseBook, patient, hidden, dropped, method, target):
     "The attribution and what it warned of."
+
     def ask():
         case, start = self.part(patient, hidden, dropped), time.perf_counter()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter('always')
-            a = smooth(attribute(self.reader, case, method, target), METHODS[method].sigma*self.reader.size)
-        self._pace[method] = (time.perf_counter() - start)/sum(int(m.sum()) for m in case.masks)
-        return a, [str(w.message) for w in said if str(w.message).startswith('patient')]     # captum's own warnings are for programmers
+            a = smooth(attribute(self.reader, case, method, target), METHODS[method].sigma * self.reader.size)
+        self._pace[method] = (time.perf_counter() - start) / sum(int(m.sum()) for m in case.masks)
+        return a, [
+            str(w.message) for w in said if str(w.message).startswith('patient')
+        ]  # captum's own warnings are for programmers
+
     return self._once('layer', (patient, hidden, dropped, method, target), ask)
 
-# %% ../../nbs/app/00_casebook.ipynb #c017
-def _key(hidden, dropped): return (*(m for m in MODALITIES if m in hidden), *sorted(set(hidden) - set(MODALITIES))), tuple(sorted(set(dropped)))
+# %% ../../nbs/app/00_casebook.ipynb #c020
+def _key(hidden, dropped):
+    return (*(m for m in MODALITIES if m in hidden), *sorted(set(hidden) - set(MODALITIES))), tuple(
+        sorted(set(dropped))
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c021
 @patch
-def view(self:CaseBook,
-    patient,           # Name
-    hidden=(),         # Modalities to take away
-    dropped=(),        # Places of TEM images to take away
+def view(
+    self: CaseBook,
+    patient,  # Name
+    hidden=(),  # Modalities to take away
+    dropped=(),  # Places of TEM images to take away
     method='gradcam',  # Name from `METHODS`; where this case has no such overlay there is none, with a note
-    target=None,       # Class to explain; None: what is predicted from the whole case
-    wait=True,         # Compute a slow overlay; False: show it only if it is there already
+    target=None,  # Class to explain; None: what is predicted from the whole case
+    wait=True,  # Compute a slow overlay; False: show it only if it is there already
 ) -> View:
     "Read a case, and explain it."
-    if method not in METHODS: raise ValueError(f"no overlay is called {method!r}: choose from {list(METHODS)}")
+    if method not in METHODS:
+        raise ValueError(f"no overlay is called {method!r}: choose from {list(METHODS)}")
     key, whole = _key(hidden, dropped), self.reader.probs(self.open(patient))
-    case, target = self.part(patient, *key), self.reader.classes[self.reader.target(self.open(patient), target)]
+    case, target = (
+        self.part(patient, *key),
+        self.reader.classes[self.reader.target(self.open(patient), target)],
+    )
     layer, notes = None, self._found(patient)
-    if method not in self.choices(patient, *key): notes.append(f'There is no {METHODS[method].title} here: ' + ('this model, or a case without TEM, has none.' if case.present else 'nothing is left to look at.'))
+    if method not in self.choices(patient, *key):
+        notes.append(
+            f'There is no {METHODS[method].title} here: '
+            + (
+                'this model, or a case without TEM, has none.'
+                if case.present
+                else 'nothing is left to look at.'
+            )
+        )
     elif method != 'none' and (wait or self.ready(patient, *key, method, target)):
         layer, said = self._layer(patient, *key, method, target)
         notes += said
     probs, table, phi = self._read(patient, *key, target)
-    return View(case, *key, probs, whole, table, phi, target, method, layer, self.reader.temperature['fusion'], notes)
+    return View(
+        case, *key, probs, whole, table, phi, target, method, layer, self.reader.temperature['fusion'], notes
+    )
 
-# %% ../../nbs/app/00_casebook.ipynb #c018
+# %% ../../nbs/app/00_casebook.ipynb #c022
 @patch
-def _found(self:CaseBook, patient):
+def _found(self: CaseBook, patient):
     "What was found about this patient when the cohort was read."
     p = self.cohort.problems
     return [f'{r.file}: {r.what} ({r.action})' for r in p[p.patient == patient].itertuples()]
 
+# %% ../../nbs/app/00_casebook.ipynb #c023
 @patch
-def ready(self:CaseBook, patient, hidden, dropped, method, target=None) -> bool:
+def ready(self: CaseBook, patient, hidden, dropped, method, target=None) -> bool:
     "Whether an overlay is there, or comes at once."
     target = self.reader.classes[self.reader.target(self.open(patient), target)]
-    return not any(METHODS[method].passes) or (patient, *_key(hidden, dropped), method, target) in self._kept['layer']
+    return (
+        not any(METHODS[method].passes)
+        or (patient, *_key(hidden, dropped), method, target) in self._kept['layer']
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c024
 @patch
-def seconds(self:CaseBook, patient, method) -> tuple: # At least, at most
+def seconds(self: CaseBook, patient, method) -> tuple:  # At least, at most
     "How long an overlay will take, from the time that opening took, or from the last time."
     n = sum(int(m.sum()) for m in self.open(patient).masks)
-    return tuple(n*p*self._second for p in METHODS[method].passes) if method not in self._pace else (n*self._pace[method],)*2
+    return (
+        tuple(n * p * self._second for p in METHODS[method].passes)
+        if method not in self._pace
+        else (n * self._pace[method],) * 2
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c025
 @patch
-def waiting(self:CaseBook, patient, method) -> str:
+def waiting(self: CaseBook, patient, method) -> str:
     "The same in words."
     low, high = (float(f'{s:.1g}') if s < 10 else round(s, -1) for s in self.seconds(patient, method))
     return f'about {low:g} s' if low == high else f'{low:g} to {high:g} s'
 
-# %% ../../nbs/app/00_casebook.ipynb #c024
+# %% ../../nbs/app/00_casebook.ipynb #c031
 @patch
-def reading(self:CaseBook): # Yields the number of patients read
+def reading(self: CaseBook):  # Yields the number of patients read
     "Read every patient and make the table of predictions."
     rows = {}
     for n, row in enumerate(self.cohort, 1):
-        try: rows[str(row.name)] = self.reader.probs(self.reader.open(row)).loc['fusion'].tolist()
-        except (OSError, ValueError) as e: self.errors[str(row.name)] = str(e)
+        try:
+            rows[str(row.name)] = self.reader.probs(self.reader.open(row)).loc['fusion'].tolist()
+        except (OSError, ValueError) as e:
+            self.errors[str(row.name)] = str(e)
         yield n
-    self.table = self._tabulate(pd.DataFrame.from_dict(rows, orient='index', columns=self.reader.classes, dtype=float))
+    self.table = self._tabulate(
+        pd.DataFrame.from_dict(rows, orient='index', columns=self.reader.classes, dtype=float)
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c032
 @patch
-def _tabulate(self:CaseBook, probs): # Index patient, columns classes
-    t = pd.DataFrame(dict(label=self.cohort.df.label.reindex(probs.index), pred=probs.idxmax(axis=1) if len(probs) else None, confidence=probs.max(axis=1)), index=probs.index)
+def _tabulate(self: CaseBook, probs):  # Index patient, columns classes
+    t = pd.DataFrame(
+        dict(
+            label=self.cohort.df.label.reindex(probs.index),
+            pred=probs.idxmax(axis=1) if len(probs) else None,
+            confidence=probs.max(axis=1),
+        ),
+        index=probs.index,
+    )
     t['wrong'] = t.label.notna() & (t.label != t.pred)
     return t.join(probs.add_prefix('p_'))
 
+# %% ../../nbs/app/00_casebook.ipynb #c033
 @patch
-def _given(self:CaseBook, table):
+def _given(self: CaseBook, table):
     "A table of predictions that somebody else made, calibrated."
-    df = check_predictions(table if isinstance(table, pd.DataFrame) else pd.read_csv(table, dtype=dict(patient=str)))
-    if set(classes_of(df)) != set(self.reader.classes): raise ValueError(f'the predictions are of the classes {classes_of(df)}, the model knows {self.reader.classes}: give the table that belongs to this model')
-    df = apply_temperature(df[df.index.isin(self.cohort.df.index)], self.reader.temperature['fusion']) if df.index.isin(self.cohort.df.index).any() else df[:0]
-    if not len(df): raise ValueError('no patient of the predictions is in the cohort: give the table that belongs to these patients')
+    df = check_predictions(
+        table if isinstance(table, pd.DataFrame) else pd.read_csv(table, dtype=dict(patient=str))
+    )
+    if set(classes_of(df)) != set(self.reader.classes):
+        raise ValueError(
+            f'the predictions are of the classes {classes_of(df)}, the model knows {self.reader.classes}: give the table that belongs to this model'
+        )
+    df = (
+        apply_temperature(df[df.index.isin(self.cohort.df.index)], self.reader.temperature['fusion'])
+        if df.index.isin(self.cohort.df.index).any()
+        else df[:0]
+    )
+    if not len(df):
+        raise ValueError(
+            'no patient of the predictions is in the cohort: give the table that belongs to these patients'
+        )
     return self._tabulate(df[[f'p_{c}' for c in self.reader.classes]].set_axis(self.reader.classes, axis=1))
 
-# %% ../../nbs/app/00_casebook.ipynb #c027
+# %% ../../nbs/app/00_casebook.ipynb #c036
 @patch
-def patients(self:CaseBook,
-    kind='all',   # 'all', 'wrong', 'uncertain', 'label' (a true class), 'pred' (a predicted class)
-    name=None,    # Class, for 'label' and 'pred'
-) -> list:        # Patients
+def patients(
+    self: CaseBook,
+    kind='all',  # 'all', 'wrong', 'uncertain', 'label' (a true class), 'pred' (a predicted class)
+    name=None,  # Class, for 'label' and 'pred'
+) -> list:  # Patients
     "Patients of one kind."
     t, df = self.table, self.cohort.df
-    if kind == 'all': return list(df.index)
-    if kind == 'label': return list(df.index[df.label == name])
-    if kind not in ('wrong', 'uncertain', 'pred'): raise ValueError(f"no filter is called {kind!r}: choose 'all', 'wrong', 'uncertain', 'label' or 'pred'")
-    if t is None: raise ValueError(f"to know who is {kind} every patient has to be read first: see `reading`")
-    if kind == 'wrong': return list(t[t.wrong].sort_values('confidence', ascending=False, kind='stable').index)
-    if kind == 'uncertain': return list(t.nsmallest(math.ceil(len(t)/4), 'confidence').index)
+    if kind == 'all':
+        return list(df.index)
+    if kind == 'label':
+        return list(df.index[df.label == name])
+    if kind not in ('wrong', 'uncertain', 'pred'):
+        raise ValueError(
+            f"no filter is called {kind!r}: choose 'all', 'wrong', 'uncertain', 'label' or 'pred'"
+        )
+    if t is None:
+        raise ValueError(f"to know who is {kind} every patient has to be read first: see `reading`")
+    if kind == 'wrong':
+        return list(t[t.wrong].sort_values('confidence', ascending=False, kind='stable').index)
+    if kind == 'uncertain':
+        return list(t.nsmallest(math.ceil(len(t) / 4), 'confidence').index)
     return list(t.index[t.pred == name])
 
+# %% ../../nbs/app/00_casebook.ipynb #c037
 @patch
-def filters(self:CaseBook) -> list: # Pairs of text and filter
+def filters(self: CaseBook) -> list:  # Pairs of text and filter
     "The filters that can be had now."
-    kinds = [('all patients', 'all', None), *([] if self.table is None else [('wrong', 'wrong', None), ('uncertain quarter', 'uncertain', None)]),
-             *((f'truth {c}', 'label', c) for c in self.cohort.classes), *([] if self.table is None else [(f'predicted {c}', 'pred', c) for c in self.reader.classes])]
+    kinds = [
+        ('all patients', 'all', None),
+        *([] if self.table is None else [('wrong', 'wrong', None), ('uncertain quarter', 'uncertain', None)]),
+        *((f'truth {c}', 'label', c) for c in self.cohort.classes),
+        *([] if self.table is None else [(f'predicted {c}', 'pred', c) for c in self.reader.classes]),
+    ]
     return [(f'{text} ({len(self.patients(*f))})', tuple(f)) for text, *f in kinds]
 
-# %% ../../nbs/app/00_casebook.ipynb #c028
+# %% ../../nbs/app/00_casebook.ipynb #c038
 @patch
-def title(self:CaseBook, patient) -> str:
+def title(self: CaseBook, patient) -> str:
     "A patient in one line."
     label = self.cohort.df.label[patient]
-    said = '' if self.table is None or patient not in self.table.index else ' {0.pred} {0.confidence:.2f}'.format(t := self.table.loc[patient]) + (' ✗' if t.wrong else '')
-    return f'{patient}  {label or "?"}' + (said and ' →' + said) + (' (unreadable)' if patient in self.errors else '')
+    said = (
+        ''
+        if self.table is None or patient not in self.table.index
+        else ' {0.pred} {0.confidence:.2f}'.format(t := self.table.loc[patient]) + (' ✗' if t.wrong else '')
+    )
+    return (
+        f'{patient}  {label or "?"}'
+        + (said and ' →' + said)
+        + (' (unreadable)' if patient in self.errors else '')
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c039
 @patch
-def beside(self:CaseBook, patients, patient, step) -> str:
+def beside(self: CaseBook, patients, patient, step) -> str:
     "The next patient of a list, or the one before; at an end it stays."
-    return patients[min(max(patients.index(patient) + step, 0), len(patients) - 1)] if patient in patients else patients[0]
+    return (
+        patients[min(max(patients.index(patient) + step, 0), len(patients) - 1)]
+        if patient in patients
+        else patients[0]
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c040
 @patch
-def summary(self:CaseBook) -> str:
+def summary(self: CaseBook) -> str:
     "The cohort in one line."
     p, t = self.cohort.problems, self.table
     left = len(p[p.action.str.startswith('left out')])
-    parts = [f'{len(self.cohort)} patients', *([] if t is None else [f'{len(t)} read', *([f'{int(t.wrong.sum())} wrong'] if t.label.notna().any() else [])]),
-             *([f'{len(self.errors)} unreadable'] if self.errors else []), *([f'{left} files or patients left out when the cohort was read'] if left else [])]
+    parts = [
+        f'{len(self.cohort)} patients',
+        *(
+            []
+            if t is None
+            else [f'{len(t)} read', *([f'{int(t.wrong.sum())} wrong'] if t.label.notna().any() else [])]
+        ),
+        *([f'{len(self.errors)} unreadable'] if self.errors else []),
+        *([f'{left} files or patients left out when the cohort was read'] if left else []),
+    ]
     return ', '.join(parts)
 
-# %% ../../nbs/app/00_casebook.ipynb #c035
-FOR, AGAINST, WEIGHT = '#e08214', '#8073ac', '#4a5a68'   # two colours of matplotlib's PuOr, and one that means neither
+# %% ../../nbs/app/00_casebook.ipynb #c047
+FOR, AGAINST, WEIGHT = (
+    '#e08214',
+    '#8073ac',
+    '#4a5a68',
+)  # two colours of matplotlib's PuOr, and one that means neither
 
-def _scale(a): return max(float(x.max()) for x in (a.OM, a.IM) if x is not None) if a.method == 'attention' else scale_of(a)
+def _scale(a):
+    return (
+        max(float(x.max()) for x in (a.OM, a.IM) if x is not None) if a.method == 'attention' else scale_of(a)
+    )
 
-def pictures(v:View) -> dict: # 'OM', 'IM' → a pair, 'TEM' → a list of pairs: uint8 [H,W,3], and RGBA uint8 [H,W,4] or None; None where there is no image
+# %% ../../nbs/app/00_casebook.ipynb #c048
+def pictures(
+    v: View,
+) -> dict:  # 'OM', 'IM' → a pair, 'TEM' → a list of pairs: uint8 [H,W,3], and RGBA uint8 [H,W,4] or None; None where there is no image
     "Images of a view, each with its layer."
     a, names, images = v.layer, v.case.names, v.case.images
     scale = a and _scale(a)
     one = lambda x, y: (picture(x), None if y is None else heat(y, a.signed, scale))
     pair = {m: one(x[0], a and getattr(a, m)) if names[m] else None for m, x in zip(MODALITIES, images[:2])}
-    tem = [None]*v.case.n if a is None or a.method == 'attention' else a.TEM
+    tem = [None] * v.case.n if a is None or a.method == 'attention' else a.TEM
     return dict(**pair, TEM=[one(x, y) for x, y in zip(images[2][0], tem)])
 
-def _ends(v): # Values and words for the two ends of the scale
+# %% ../../nbs/app/00_casebook.ipynb #c049
+def _ends(v):  # Values and words for the two ends of the scale
     s, unit = _scale(v.layer), METHODS[v.method].unit
-    return ((-s, f'against {v.target}'), (s, f'for {v.target}')) if v.layer.signed else ((0, 'none'), (s, 'most looked at' if v.method == 'attention' else f'for {v.target}')), unit
+    return ((-s, f'against {v.target}'), (s, f'for {v.target}')) if v.layer.signed else (
+        (0, 'none'),
+        (s, 'most looked at' if v.method == 'attention' else f'for {v.target}'),
+    ), unit
 
-# %% ../../nbs/app/00_casebook.ipynb #c038
-def _num(x, digits=2, sign=False): # A number as text; what rounds to 0 has no sign
-    if x is None or not np.isfinite(x): return '–'
-    x = round(float(x), digits) + 0.
+# %% ../../nbs/app/00_casebook.ipynb #c052
+def _num(x, digits=2, sign=False):  # A number as text; what rounds to 0 has no sign
+    if x is None or not np.isfinite(x):
+        return '–'
+    x = round(float(x), digits) + 0.0
     return f'{x:{"+" if sign and x else ""}.{digits}f}'.replace('-', '−')
 
-def _sure(p): return '> 0.99' if p > .995 else '< 0.01' if p < .005 else _num(p) # A probability is never quite 0 or 1
+def _sure(p):
+    return (
+        '> 0.99' if p > 0.995 else '< 0.01' if p < 0.005 else _num(p)
+    )  # A probability is never quite 0 or 1
 
-def _uri(a, kind): # uint8 image → data URI, 'jpeg' or 'png'
+# %% ../../nbs/app/00_casebook.ipynb #c053
+def _uri(a, kind):  # uint8 image → data URI, 'jpeg' or 'png'
     f = io.BytesIO()
     Image.fromarray(a).save(f, kind, **(dict(quality=88) if kind == 'jpeg' else dict(compress_level=3)))
     return f'data:image/{kind};base64,{base64.b64encode(f.getvalue()).decode()}'
 
-def _pic(pair, alt, off=False): # An image with its layer, or a frame that says what is missing
-    if pair is None: return f'<div class="pic none">{esc(alt)}</div>'
+def _pic(pair, alt, off=False):  # An image with its layer, or a frame that says what is missing
+    if pair is None:
+        return f'<div class="pic none">{esc(alt)}</div>'
     image, layer = pair
     over = '' if layer is None else f'<img class=heat src="{_uri(layer, "png")}" alt="">'
     return f'<div class="pic{" off" if off else ""}"><img src="{_uri(image, "jpeg")}" alt="{esc(alt)}">{over}</div>'
 
-def _bar(share, colour): return f'<span class=bar><i style="width:{100*share:.1f}%;background:{colour}"></i></span>'
+def _bar(share, colour):
+    return f'<span class=bar><i style="width:{100 * share:.1f}%;background:{colour}"></i></span>'
 
-def _two_sided(x, most): # A bar from the middle to the right (for) or to the left (against)
-    w = 50*min(abs(x)/most, 1)
-    return f'<span class="bar two"><i style="left:{50 - w*(x < 0):.1f}%;width:{w:.1f}%;background:{FOR if x > 0 else AGAINST}"></i></span>'
+# %% ../../nbs/app/00_casebook.ipynb #c054
+def _two_sided(x, most):  # A bar from the middle to the right (for) or to the left (against)
+    w = 50 * min(abs(x) / most, 1)
+    return f'<span class="bar two"><i style="left:{50 - w * (x < 0):.1f}%;width:{w:.1f}%;background:{FOR if x > 0 else AGAINST}"></i></span>'
 
-# %% ../../nbs/app/00_casebook.ipynb #c039
+# %% ../../nbs/app/00_casebook.ipynb #c055
 def _probs_html(v):
     "Probabilities of every class: fusion and branches as columns of bars."
     colour = {r: OUTPUT_COLOURS[r.lower()] for r in OUTPUTS}
     head = ''.join(f'<th scope=col style="border-bottom:3px solid {colour[r]}">{r}</th>' for r in OUTPUTS)
-    cell = lambda r, c: f'<td>{_bar(p, colour[r])}{"<b>" if c == v.probs.loc[r].idxmax() else "<span>"}{_num(p)}{"</b>" if c == v.probs.loc[r].idxmax() else "</span>"}</td>' if np.isfinite(p := v.probs.at[r, c]) else '<td class=na>–</td>'
-    row = lambda c: f'<tr><th scope=row title="{esc(c)}">{"<em>truth</em> " if c == v.case.label else ""}{esc(c)}</th>{"".join(cell(r, c) for r in OUTPUTS)}</tr>'
+    cell = lambda r, c: (
+        f'<td>{_bar(p, colour[r])}{"<b>" if c == v.probs.loc[r].idxmax() else "<span>"}{_num(p)}{"</b>" if c == v.probs.loc[r].idxmax() else "</span>"}</td>'
+        if np.isfinite(p := v.probs.at[r, c])
+        else '<td class=na>–</td>'
+    )
+    row = lambda c: (
+        f'<tr><th scope=row title="{esc(c)}">{"<em>truth</em> " if c == v.case.label else ""}{esc(c)}</th>{"".join(cell(r, c) for r in OUTPUTS)}</tr>'
+    )
     how = 'calibrated' if v.temperature != 1 else 'not calibrated'
     return f'<section class=probs><h4>Probability, {how}</h4><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(map(row, v.probs.columns))}</tbody></table></section>'
 
+# %% ../../nbs/app/00_casebook.ipynb #c056
 def _shapley_html(v):
     "What each modality adds, as two-sided bars."
-    s, most = v.shapley, max(float(v.shapley[list(MODALITIES)].abs().max()), .1)        # at least, so that next to nothing looks like it
-    row = lambda m: f'<tr><th scope=row>{m}</th><td>{_two_sided(s[m], most)}</td><td class=n>{_num(s[m], 2, True)}</td></tr>' if m in v.case.present else f'<tr><th scope=row>{m}</th><td colspan=2 class=na>not there</td></tr>'
-    return (f'<section class=shap><h4>What each modality adds for {esc(v.target)}</h4><table>{"".join(map(row, MODALITIES))}</table>'
-            f'<p class=says>Shapley values: from {_num(s.nothing)} without any image to {_num(s["all"])}.</p></section>')
+    s, most = (
+        v.shapley,
+        max(float(v.shapley[list(MODALITIES)].abs().max()), 0.1),
+    )  # at least, so that next to nothing looks like it
+    row = lambda m: (
+        f'<tr><th scope=row>{m}</th><td>{_two_sided(s[m], most)}</td><td class=n>{_num(s[m], 2, True)}</td></tr>'
+        if m in v.case.present
+        else f'<tr><th scope=row>{m}</th><td colspan=2 class=na>not there</td></tr>'
+    )
+    return (
+        f'<section class=shap><h4>What each modality adds for {esc(v.target)}</h4><table>{"".join(map(row, MODALITIES))}</table>'
+        f'<p class=says>Shapley values: from {_num(s.nothing)} without any image to {_num(s["all"])}.</p></section>'
+    )
 
-# %% ../../nbs/app/00_casebook.ipynb #c040
-def _fate(r, smil): # What became of a TEM image: a class and a word
-    if not r.here: return 'off', 'hidden'
-    return ('', '') if not smil else ('medoid', '◆ medoid') if r.medoid else ('kept', '✓ kept') if r.kept else ('rejected', '✕ rejected')
+# %% ../../nbs/app/00_casebook.ipynb #c057
+def _fate(r, smil):  # What became of a TEM image: a class and a word
+    if not r.here:
+        return 'off', 'hidden'
+    return (
+        ('', '')
+        if not smil
+        else ('medoid', '◆ medoid')
+        if r.medoid
+        else ('kept', '✓ kept')
+        if r.kept
+        else ('rejected', '✕ rejected')
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c058
 def _bag_html(v, pics):
     "The bag in order: each image with the bar of its weight, what became of it, and what is lost without it."
     t = v.instances
-    if not len(t): return '<section><h4>TEM</h4><div class="pic none wide">no TEM image</div></section>'
-    smil, top, most = 'kept' in t, max(t.weight.max(), 1e-9), max(float(t.contribution.abs().max()), .02)
+    if not len(t):
+        return '<section><h4>TEM</h4><div class="pic none wide">no TEM image</div></section>'
+    smil, top, most = 'kept' in t, max(t.weight.max(), 1e-9), max(float(t.contribution.abs().max()), 0.02)
+
     def tile(i, r):
         cls, word = _fate(r, smil)
-        return (f'<figure class="tile {cls}" title="{esc(r.name)}">{_pic(pics[i], f"TEM {i + 1}: {r.name}", not r.here)}'
-                f'<figcaption><b>{i + 1}</b> {word}<span class=line>{_bar(r.weight/top, WEIGHT)}{_num(r.weight)}</span>'
-                f'<span class=line>{_two_sided(r.contribution, most)}{_num(r.contribution, 3, True)}</span></figcaption></figure>')
-    tiles = ''.join(tile(i, r) for i, r in enumerate(t.itertuples(index=False)))
-    return (f'<section><h4>TEM, {len(t)} image{"s"*(len(t) > 1)}</h4><p class=says>Upper bar: {"SMIL weight" if smil else "weight"}. Lower bar: what the probability of {esc(v.target)} loses without the image.</p><div class=bag>{tiles}</div></section>')
+        return (
+            f'<figure class="tile {cls}" title="{esc(r.name)}">{_pic(pics[i], f"TEM {i + 1}: {r.name}", not r.here)}'
+            f'<figcaption><b>{i + 1}</b> {word}<span class=line>{_bar(r.weight / top, WEIGHT)}{_num(r.weight)}</span>'
+            f'<span class=line>{_two_sided(r.contribution, most)}{_num(r.contribution, 3, True)}</span></figcaption></figure>'
+        )
 
-# %% ../../nbs/app/00_casebook.ipynb #c041
+    tiles = ''.join(tile(i, r) for i, r in enumerate(t.itertuples(index=False)))
+    return f'<section><h4>TEM, {len(t)} image{"s" * (len(t) > 1)}</h4><p class=says>Upper bar: {"SMIL weight" if smil else "weight"}. Lower bar: what the probability of {esc(v.target)} loses without the image.</p><div class=bag>{tiles}</div></section>'
+
+# %% ../../nbs/app/00_casebook.ipynb #c059
 def _legend_html(v):
     "The heat scale with its numbers, and what the method says."
     says = f'<p class=says>{esc(METHODS[v.method].says.format(v.target))}</p>'
-    if v.layer is None: return f'<section class=legend>{says if v.method == "none" else ""}</section>'
+    if v.layer is None:
+        return f'<section class=legend>{says if v.method == "none" else ""}</section>'
     (low, high), unit = _ends(v)
-    stops = heat(np.linspace(-1 if v.layer.signed else 0, 1, 13)[None], v.layer.signed, 1.)[0]
-    css = ','.join(f'rgba({r},{g},{b},{a/255:.2f})' for r, g, b, a in stops.tolist())
-    text = lambda end: f'<span><b>{end[0]:.2g}</b> {esc(end[1])}</span>'.replace('-', '−', 1) if end[0] < 0 else f'<span><b>{end[0]:.2g}</b> {esc(end[1])}</span>'
+    stops = heat(np.linspace(-1 if v.layer.signed else 0, 1, 13)[None], v.layer.signed, 1.0)[0]
+    css = ','.join(f'rgba({r},{g},{b},{a / 255:.2f})' for r, g, b, a in stops.tolist())
+    text = lambda end: (
+        f'<span><b>{end[0]:.2g}</b> {esc(end[1])}</span>'.replace('-', '−', 1)
+        if end[0] < 0
+        else f'<span><b>{end[0]:.2g}</b> {esc(end[1])}</span>'
+    )
     return f'<section class=legend><div class=scale>{text(low)}<i style="background:linear-gradient(90deg,{css})"></i>{text(high)}<span class=unit>{esc(unit)}</span></div>{says}<p class=says>{CAUTION}</p></section>'
 
+# %% ../../nbs/app/00_casebook.ipynb #c060
 def _verdict_html(v):
     "Name, truth, prediction and what was taken away."
-    mark = '' if v.right is None else '<span class=ok>✓ right</span>' if v.right else '<span class=no>✗ wrong</span>'
+    mark = (
+        ''
+        if v.right is None
+        else '<span class=ok>✓ right</span>'
+        if v.right
+        else '<span class=no>✗ wrong</span>'
+    )
     truth = f'truth <b>{esc(v.case.label)}</b>' if v.case.label is not None else 'truth not known'
-    gone, was, now = [*v.hidden, *(f'TEM {i + 1}' for i in v.dropped)], v.whole.at['fusion', v.target], v.probs.at['fusion', v.target]
-    change = f'<p class=gone role=status>Without {", ".join(gone)}: probability of {esc(v.target)} {_num(was)} → <b>{_num(now)}</b> ({_num(now - was, 2, True)})</p>' if v.changed else ''
+    gone, was, now = (
+        [*v.hidden, *(f'TEM {i + 1}' for i in v.dropped)],
+        v.whole.at['fusion', v.target],
+        v.probs.at['fusion', v.target],
+    )
+    change = (
+        f'<p class=gone role=status>Without {", ".join(gone)}: probability of {esc(v.target)} {_num(was)} → <b>{_num(now)}</b> ({_num(now - was, 2, True)})</p>'
+        if v.changed
+        else ''
+    )
     notes = ''.join(f'<p class=note>{esc(n)}</p>' for n in v.notes)
     return f'<header><h3>{esc(v.case.patient)}</h3><p>{truth}; fusion says <b>{esc(v.pred)}</b> with {esc(_sure(v.confidence))} {mark}</p>{change}{notes}</header>'
 
-# %% ../../nbs/app/00_casebook.ipynb #c042
-def view_html(v:View) -> str: # HTML; give `CSS` once on the same page
+# %% ../../nbs/app/00_casebook.ipynb #c061
+def view_html(v: View) -> str:  # HTML; give `CSS` once on the same page
     "One case as HTML."
     p, names = pictures(v), v.case.names
+
     def one(m):
         off = m not in v.case.present
         return f'<figure><h4>{m}{" (hidden)" if off and names[m] else ""}</h4>{_pic(p[m], f"{m}: {names[m]}" if names[m] else f"no {m} image", off)}</figure>'
-    return (f'<article class=case>{_verdict_html(v)}<div class=top>{one("OM")}{one("IM")}<div class=told>{_probs_html(v)}{_shapley_html(v)}</div></div>'
-            f'{_legend_html(v)}{_bag_html(v, p["TEM"])}</article>')
 
+    return (
+        f'<article class=case>{_verdict_html(v)}<div class=top>{one("OM")}{one("IM")}<div class=told>{_probs_html(v)}{_shapley_html(v)}</div></div>'
+        f'{_legend_html(v)}{_bag_html(v, p["TEM"])}</article>'
+    )
+
+# %% ../../nbs/app/00_casebook.ipynb #c062
 def compare_html(*views) -> str:
     "Cases side by side."
     return f'<div class="cases n{len(views)}">{"".join(v if isinstance(v, str) else view_html(v) for v in views)}</div>'
@@ -374,17 +625,20 @@ def error_html(patient, error) -> str:
     "In place of a case that cannot be shown."
     return f'<article class=case><header><h3>{esc(patient)}</h3></header><p class=error role=alert>This case cannot be shown. {esc(error)}</p></article>'
 
-def busy_html(text) -> str: # A line with a turning mark
+def busy_html(text) -> str:  # A line with a turning mark
     return f'<p class="cmus-line busy" role=status aria-live=polite><i></i>{esc(text)} …</p>'
 
-def note_html(text) -> str: # A line
+def note_html(text) -> str:  # A line
     return f'<p class=cmus-line role=status aria-live=polite>{esc(text)}</p>'
 
-def opacity_css(opacity:float, scope='') -> str: # 0 to 1; selector of the page's part, '' for the whole page
+# %% ../../nbs/app/00_casebook.ipynb #c063
+def opacity_css(
+    opacity: float, scope=''
+) -> str:  # 0 to 1; selector of the page's part, '' for the whole page
     "The one line of CSS that a slider changes."
     return f'<style>{scope} .heat{{opacity:{min(max(opacity, 0), 1):.2f}}}</style>'
 
-# %% ../../nbs/app/00_casebook.ipynb #c043
+# %% ../../nbs/app/00_casebook.ipynb #c064
 CSS = """<style>
 .cases{display:grid;grid-template-columns:1fr;gap:14px;font:14px/1.4 system-ui,-apple-system,"Segoe UI","DejaVu Sans",sans-serif;color:#1b2733}
 .cases.n2{grid-template-columns:repeat(auto-fit,minmax(min(100%,470px),1fr))}
@@ -410,123 +664,217 @@ CSS = """<style>
 .cmus-explorer :is(button,input,select):focus-visible{outline:3px solid #0072b2;outline-offset:1px}
 </style>"""
 
-# %% ../../nbs/app/00_casebook.ipynb #c050
+# %% ../../nbs/app/00_casebook.ipynb #c071
 _ROOM = 16
 
+# %% ../../nbs/app/00_casebook.ipynb #c072
 def _draw_probs(ax, v):
     "Probabilities as grouped bars."
     n, classes = len(OUTPUTS), list(v.probs.columns)
     for j, r in enumerate(OUTPUTS):
-        y = np.arange(len(classes)) + (j - (n - 1)/2)*.2
+        y = np.arange(len(classes)) + (j - (n - 1) / 2) * 0.2
         p = v.probs.loc[r].to_numpy()
-        ax.barh(y, np.nan_to_num(p), .18, color=OUTPUT_COLOURS[r.lower()], label=r if np.isfinite(p).all() else f'{r} (not there)')
-        for a, b in zip(y, p): ax.text(np.nan_to_num(b) + .01, a, _num(b), va='center', fontsize=7)
-    ax.set_yticks(range(len(classes)), [c + (' (truth)' if c == v.case.label else '') for c in classes], parse_math=False)
-    ax.set_title(f"probability, {'calibrated' if v.temperature != 1 else 'not calibrated'}", fontsize=9); ax.set_xlim(0, 1.12); ax.tick_params(labelsize=8); ax.invert_yaxis()
-    ax.legend(frameon=False, fontsize=7, ncols=4, loc='upper center', bbox_to_anchor=(.5, -.1)); ax.spines[['top', 'right']].set_visible(False)
+        ax.barh(
+            y,
+            np.nan_to_num(p),
+            0.18,
+            color=OUTPUT_COLOURS[r.lower()],
+            label=r if np.isfinite(p).all() else f'{r} (not there)',
+        )
+        for a, b in zip(y, p):
+            ax.text(np.nan_to_num(b) + 0.01, a, _num(b), va='center', fontsize=7)
+    ax.set_yticks(
+        range(len(classes)),
+        [c + (' (truth)' if c == v.case.label else '') for c in classes],
+        parse_math=False,
+    )
+    ax.set_title(f"probability, {'calibrated' if v.temperature != 1 else 'not calibrated'}", fontsize=9)
+    ax.set_xlim(0, 1.12)
+    ax.tick_params(labelsize=8)
+    ax.invert_yaxis()
+    ax.legend(frameon=False, fontsize=7, ncols=4, loc='upper center', bbox_to_anchor=(0.5, -0.1))
+    ax.spines[['top', 'right']].set_visible(False)
 
+# %% ../../nbs/app/00_casebook.ipynb #c073
 def _draw_shapley(ax, v):
     "Contributions of the modalities."
     here = [m for m in MODALITIES if m in v.case.present]
     x = [float(v.shapley[m]) for m in here]
-    ax.barh(here, x, color=[FOR if a > 0 else AGAINST for a in x], height=.6); ax.axvline(0, color='#42525f', lw=.8); ax.invert_yaxis()
-    for m, a in zip(here, x): ax.annotate(_num(a, 2, True), (a, m), (4 if a >= 0 else -4, 0), textcoords='offset points', ha='left' if a >= 0 else 'right', va='center', fontsize=8)
-    ax.set_title(f'what each modality adds\nfor {v.target}', fontsize=9, parse_math=False); ax.tick_params(labelsize=8); ax.margins(x=.45); ax.spines[['top', 'right']].set_visible(False)
+    ax.barh(here, x, color=[FOR if a > 0 else AGAINST for a in x], height=0.6)
+    ax.axvline(0, color='#42525f', lw=0.8)
+    ax.invert_yaxis()
+    for m, a in zip(here, x):
+        ax.annotate(
+            _num(a, 2, True),
+            (a, m),
+            (4 if a >= 0 else -4, 0),
+            textcoords='offset points',
+            ha='left' if a >= 0 else 'right',
+            va='center',
+            fontsize=8,
+        )
+    ax.set_title(f'what each modality adds\nfor {v.target}', fontsize=9, parse_math=False)
+    ax.tick_params(labelsize=8)
+    ax.margins(x=0.45)
+    ax.spines[['top', 'right']].set_visible(False)
 
-# %% ../../nbs/app/00_casebook.ipynb #c051
+# %% ../../nbs/app/00_casebook.ipynb #c074
 def _draw_image(ax, pair, title, off, opacity):
     "An image with its layer."
-    ax.set_title(title, fontsize=9, parse_math=False); ax.set(xticks=[], yticks=[])
-    if pair is None: ax.text(.5, .5, 'none', ha='center', va='center'); return
+    ax.set_title(title, fontsize=9, parse_math=False)
+    ax.set(xticks=[], yticks=[])
+    if pair is None:
+        ax.text(0.5, 0.5, 'none', ha='center', va='center')
+        return
     image, layer = pair
     image = image if layer is None else overlay(image, layer, opacity)
-    ax.imshow(image, alpha=.2 if off else 1)
-    if off: ax.text(.5, .5, 'hidden', ha='center', va='center', transform=ax.transAxes, weight='bold')
+    ax.imshow(image, alpha=0.2 if off else 1)
+    if off:
+        ax.text(0.5, 0.5, 'hidden', ha='center', va='center', transform=ax.transAxes, weight='bold')
 
+# %% ../../nbs/app/00_casebook.ipynb #c075
 def _draw_bag(fig, v, pics, opacity):
     "The bag in order, with weights, fates and contributions."
     t = v.instances
     show = sorted(t.weight.sort_values(ascending=False, kind='stable').index[:_ROOM])
     rows = 2 if len(show) > 8 else 1
-    axs = fig.subplots(rows, max(5, math.ceil(len(show)/rows)), squeeze=False).ravel()
-    for ax in axs[len(show):]: ax.axis('off')
+    axs = fig.subplots(rows, max(5, math.ceil(len(show) / rows)), squeeze=False).ravel()
+    for ax in axs[len(show) :]:
+        ax.axis('off')
     for ax, i in zip(axs, show):
         r = t.loc[i]
         _draw_image(ax, pics[i], f'{i + 1} {_fate(r, "kept" in t)[1]}', not r.here, opacity)
         ax.set_xlabel(f'weight {_num(r.weight)};  {_num(r.contribution, 3, True)}', fontsize=8, labelpad=10)
-        ax.add_patch(_weight_bar(ax, r.weight/max(t.weight.max(), 1e-9)))
+        ax.add_patch(_weight_bar(ax, r.weight / max(t.weight.max(), 1e-9)))
     rest = f'; {len(t) - _ROOM} images of less weight are not drawn' if len(t) > _ROOM else ''
-    fig.suptitle(f'TEM: weight of each image, and what the probability of {v.target} loses without it{rest}' if len(t) else 'no TEM image', fontsize=9, parse_math=False, x=.01, ha='left')
+    fig.suptitle(
+        f'TEM: weight of each image, and what the probability of {v.target} loses without it{rest}'
+        if len(t)
+        else 'no TEM image',
+        fontsize=9,
+        parse_math=False,
+        x=0.01,
+        ha='left',
+    )
 
-# %% ../../nbs/app/00_casebook.ipynb #c052
+# %% ../../nbs/app/00_casebook.ipynb #c076
 from matplotlib.patches import Rectangle as _Rectangle
 
-# %% ../../nbs/app/00_casebook.ipynb #c053
-def _weight_bar(ax, share): return _Rectangle((0, -.055), share, .035, transform=ax.transAxes, color=WEIGHT, clip_on=False)
+# %% ../../nbs/app/00_casebook.ipynb #c077
+def _weight_bar(ax, share):
+    return _Rectangle((0, -0.055), share, 0.035, transform=ax.transAxes, color=WEIGHT, clip_on=False)
 
+# %% ../../nbs/app/00_casebook.ipynb #c078
 def _draw_scale(fig, ax, v):
     "The heat scale with its numbers."
-    if v.layer is None: ax.axis('off'); return
+    if v.layer is None:
+        ax.axis('off')
+        return
     (low, high), unit = _ends(v)
-    bar = fig.colorbar(ScalarMappable(Normalize(low[0], high[0]), 'PuOr_r' if v.layer.signed else 'plasma'), cax=ax, orientation='horizontal')
-    bar.set_ticks([low[0], high[0]] if low[0] == 0 else [low[0], 0, high[0]]); bar.ax.tick_params(labelsize=7); bar.ax.xaxis.set_major_formatter('{x:.2g}')
-    bar.ax.set_title(f'{METHODS[v.method].title}, {unit}: left {low[1]}, right {high[1]}', fontsize=8, parse_math=False)
+    bar = fig.colorbar(
+        ScalarMappable(Normalize(low[0], high[0]), 'PuOr_r' if v.layer.signed else 'plasma'),
+        cax=ax,
+        orientation='horizontal',
+    )
+    bar.set_ticks([low[0], high[0]] if low[0] == 0 else [low[0], 0, high[0]])
+    bar.ax.tick_params(labelsize=7)
+    bar.ax.xaxis.set_major_formatter('{x:.2g}')
+    bar.ax.set_title(
+        f'{METHODS[v.method].title}, {unit}: left {low[1]}, right {high[1]}', fontsize=8, parse_math=False
+    )
 
+# %% ../../nbs/app/00_casebook.ipynb #c079
 def _draw_case(fig, v, opacity):
     "One case on a page or a part of it."
     p, names = pictures(v), v.case.names
     gone = [*v.hidden, *(f'TEM {i + 1}' for i in v.dropped)]
-    fig.suptitle(f'{v.case.patient}: ' + (f'truth {v.case.label}, ' if v.case.label is not None else '') + f'fusion says {v.pred} with {_sure(v.confidence)}' + (f', without {", ".join(gone)}' if gone else ''), fontsize=13, parse_math=False)
-    top, bag, foot = fig.subfigures(3, 1, height_ratios=[3, 3.2, .7])
-    om, im, probs, shap = top.subplots(1, 4, width_ratios=[1.1, 1.1, 1.2, .8])
-    for ax, m in ((om, 'OM'), (im, 'IM')): _draw_image(ax, p[m], m, m not in v.case.present, opacity)
-    _draw_probs(probs, v); _draw_shapley(shap, v); _draw_bag(bag, v, p['TEM'], opacity)
-    ax, text = foot.subplots(1, 2, width_ratios=[1, 2.3]); text.axis('off'); _draw_scale(foot, ax, v)
-    text.text(0, .5, '\n'.join([METHODS[v.method].says.format(v.target), CAUTION, *v.notes]), fontsize=7.5, va='center', parse_math=False, wrap=True)
+    fig.suptitle(
+        f'{v.case.patient}: '
+        + (f'truth {v.case.label}, ' if v.case.label is not None else '')
+        + f'fusion says {v.pred} with {_sure(v.confidence)}'
+        + (f', without {", ".join(gone)}' if gone else ''),
+        fontsize=13,
+        parse_math=False,
+    )
+    top, bag, foot = fig.subfigures(3, 1, height_ratios=[3, 3.2, 0.7])
+    om, im, probs, shap = top.subplots(1, 4, width_ratios=[1.1, 1.1, 1.2, 0.8])
+    for ax, m in ((om, 'OM'), (im, 'IM')):
+        _draw_image(ax, p[m], m, m not in v.case.present, opacity)
+    _draw_probs(probs, v)
+    _draw_shapley(shap, v)
+    _draw_bag(bag, v, p['TEM'], opacity)
+    ax, text = foot.subplots(1, 2, width_ratios=[1, 2.3])
+    text.axis('off')
+    _draw_scale(foot, ax, v)
+    text.text(
+        0,
+        0.5,
+        '\n'.join([METHODS[v.method].says.format(v.target), CAUTION, *v.notes]),
+        fontsize=7.5,
+        va='center',
+        parse_math=False,
+        wrap=True,
+    )
 
-def case_figure(*views, opacity=.7) -> Figure: # A figure of A4 across, as many times as there are views
+# %% ../../nbs/app/00_casebook.ipynb #c080
+def case_figure(*views, opacity=0.7) -> Figure:  # A figure of A4 across, as many times as there are views
     "One case, or several below each other, on one page."
-    fig = Figure(figsize=(11.7, 8.3*len(views)), layout='constrained')
-    fig.get_layout_engine().set(w_pad=.1, h_pad=.08)
-    for f, v in zip(np.atleast_1d(fig.subfigures(len(views), 1)), views): _draw_case(f, v, opacity)
+    fig = Figure(figsize=(11.7, 8.3 * len(views)), layout='constrained')
+    fig.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    for f, v in zip(np.atleast_1d(fig.subfigures(len(views), 1)), views):
+        _draw_case(f, v, opacity)
     return fig
 
-# %% ../../nbs/app/00_casebook.ipynb #c056
-def page_html(*views, opacity=.7) -> str:
+# %% ../../nbs/app/00_casebook.ipynb #c083
+def page_html(*views, opacity=0.7) -> str:
     "Cases as a page of their own, with a slider for the opacity."
     slide = "document.documentElement.style.setProperty('--heat',this.value)"
-    return (f'<!DOCTYPE html>\n<html lang=en><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{esc(", ".join(v.case.patient for v in views))}</title>'
-            f'{CSS}<style>:root{{--heat:{opacity:.2f}}}body{{margin:16px;background:#f3f6f8}}.heat{{opacity:var(--heat)}}label{{font:14px system-ui,sans-serif;display:flex;gap:8px;margin-bottom:10px}}@media print{{label{{display:none}}}}</style></head>'
-            f'<body><label>Opacity of the overlay <input type="range" min="0" max="1" step="0.05" value="{opacity:.2f}" oninput="{slide}"></label>{compare_html(*views)}</body></html>\n')
+    return (
+        f'<!DOCTYPE html>\n<html lang=en><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{esc(", ".join(v.case.patient for v in views))}</title>'
+        f'{CSS}<style>:root{{--heat:{opacity:.2f}}}body{{margin:16px;background:#f3f6f8}}.heat{{opacity:var(--heat)}}label{{font:14px system-ui,sans-serif;display:flex;gap:8px;margin-bottom:10px}}@media print{{label{{display:none}}}}</style></head>'
+        f'<body><label>Opacity of the overlay <input type="range" min="0" max="1" step="0.05" value="{opacity:.2f}" oninput="{slide}"></label>{compare_html(*views)}</body></html>\n'
+    )
 
-def _save_html(views, f, opacity): f.write(page_html(*views, opacity=opacity).encode('utf-8', 'replace'))
+def _save_html(views, f, opacity):
+    f.write(page_html(*views, opacity=opacity).encode('utf-8', 'replace'))
 
+# %% ../../nbs/app/00_casebook.ipynb #c084
 def save_case(
-    views,         # One view, or a list of them
-    path,          # .png, .pdf or .html; its folder must exist; an older file is replaced
-    opacity=.7,    # Of the overlay
-) -> Path:         # Of the file
+    views,  # One view, or a list of them
+    path,  # .png, .pdf or .html; its folder must exist; an older file is replaced
+    opacity=0.7,  # Of the overlay
+) -> Path:  # Of the file
     "Write a case as PNG, as a page of PDF or as HTML, whole or not at all."
     path, views = Path(path).expanduser().absolute(), [views] if isinstance(views, View) else list(views)
     kind = path.suffix.lower()[1:]
-    if kind not in ('png', 'pdf', 'html'): raise ValueError(f'{path.name}: a case is saved as .png, .pdf or .html')
-    if not path.parent.is_dir(): raise FileNotFoundError(f'{path.parent}: there is no such folder to write {path.name} in')
+    if kind not in ('png', 'pdf', 'html'):
+        raise ValueError(f'{path.name}: a case is saved as .png, .pdf or .html')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path.parent}: there is no such folder to write {path.name} in')
     fd, part = tempfile.mkstemp(dir=path.parent, prefix='.case-', suffix='.part')
     try:
-        with os.fdopen(fd, 'wb') as f: _save_html(views, f, opacity) if kind == 'html' else case_figure(*views, opacity=opacity).savefig(f, format=kind, dpi=150)
-        os.chmod(part, 0o644); os.replace(part, path)
-    except BaseException: os.unlink(part); raise
+        with os.fdopen(fd, 'wb') as f:
+            _save_html(views, f, opacity) if kind == 'html' else case_figure(*views, opacity=opacity).savefig(
+                f, format=kind, dpi=150
+            )
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
     return path
 
-# %% ../../nbs/app/00_casebook.ipynb #c057
-def free_name(folder, stem, kind) -> Path: # Folder, wanted name, 'png', 'pdf' or 'html'
+# %% ../../nbs/app/00_casebook.ipynb #c085
+def free_name(folder, stem, kind) -> Path:  # Folder, wanted name, 'png', 'pdf' or 'html'
     "A file that is not there yet; characters that no file name should have become _."
     stem = ''.join(ch if ch.isalnum() or ch in '-_. ' else '_' for ch in stem).strip('. ')[:100] or 'case'
-    names = (Path(folder)/f'{stem}{"" if i == 1 else f"-{i}"}.{kind}' for i in range(1, 10000))
+    names = (Path(folder) / f'{stem}{"" if i == 1 else f"-{i}"}.{kind}' for i in range(1, 10000))
     return next(p for p in names if not p.exists())
 
 def file_html(path) -> str:
     "Where a file is, and a link that hands over a copy."
     kind = dict(png='image/png', pdf='application/pdf', html='text/html')[path.suffix[1:]]
-    return (f'<p role=status>Saved <code>{esc(path)}</code> '
-            f'<a download="{esc(path.name)}" href="data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}">download a copy</a></p>')
+    return (
+        f'<p role=status>Saved <code>{esc(path)}</code> '
+        f'<a download="{esc(path.name)}" href="data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}">download a copy</a></p>'
+    )

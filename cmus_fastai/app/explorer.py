@@ -12,8 +12,18 @@ from pathlib import Path
 import ipywidgets as W
 from ..training.artifact import load_model
 from cmus_fastai.app.casebook import (
-    CSS, METHODS, CaseBook, busy_html, compare_html, error_html, file_html, free_name, note_html,
-    opacity_css, save_case, view_html,
+    CSS,
+    METHODS,
+    CaseBook,
+    busy_html,
+    compare_html,
+    error_html,
+    file_html,
+    free_name,
+    note_html,
+    opacity_css,
+    save_case,
+    view_html,
 )
 from ..data.cohort import Cohort
 from ..core import MODALITIES
@@ -24,147 +34,321 @@ def load_predictor(
     model,  # `CasePredictor`, `CMUSLearner`, or a folder made by `save_model`
 ) -> CasePredictor:
     "A reader of cases from whatever holds a model."
-    if not isinstance(model, (str, Path)): return as_predictor(model)
+    if not isinstance(model, (str, Path)):
+        return as_predictor(model)
     net, config = load_model(model)
-    return CasePredictor(net, config['classes'], config['size'], config['resample'], config['info'].get('temperature', 1.))
+    return CasePredictor(
+        net, config['classes'], config['size'], config['resample'], config['info'].get('temperature', 1.0)
+    )
 
 # %% ../../nbs/app/01_explorer.ipynb #c010
-def _wide(**kw): return W.Layout(width='100%', **kw)
+def _wide(**kw):
+    return W.Layout(width='100%', **kw)
 
-def _narrow(): return dict(description_width='78px')
-
-class CaseExplorer(W.Box):
-    "Cases of a cohort, one at a time, with everything the model can say about them."
-    def __init__(self,
-        book:CaseBook,  # What is shown
-        folder='.',     # Where saved files go
-    ):
-        super().__init__(layout=W.Layout(display='flex', flex_flow='row wrap', align_items='flex-start', width='100%', overflow='visible'))
-        self.book, self.folder, self.views, self.task, self._still = book, Path(folder).absolute(), [], None, False
-        self._whom(); self._what(); self._with(); self._beside()
-        self.style, self.status, self.page = W.HTML(opacity_css(self.opacity.value, self._scope), layout=W.Layout(display='none')), W.HTML(busy_html('Opening the first case'), layout=W.Layout(min_height='24px')), W.HTML()
-        self.children = [self._left(), W.VBox([W.HTML(CSS, layout=W.Layout(display='none')), self.style, self.status, self.page], layout=W.Layout(flex='1 1 560px', min_width='0', padding='0 0 0 12px'))]
-        self.add_class('cmus-explorer'); self.add_class(self._scope[1:])
-        self._wire(); self._new_patient()
-
-    @property
-    def _scope(self): return f'.cmus-{self.model_id}' # Selector of this explorer; a page may hold several
-    @property
-    def patient(self): return self.who.value # Shown now
-    @property
-    def hidden(self): return [m for m, box in self.shown.items() if not box.value] # Modalities taken away
-    @property
-    def dropped(self): return [i for i, box in enumerate(self.bag.children) if not box.value] # TEM images taken away
+def _narrow():
+    return dict(description_width='78px')
 
 # %% ../../nbs/app/01_explorer.ipynb #c011
-from fastcore.basics import patch
+class CaseExplorer(W.Box):
+    "Cases of a cohort, one at a time, with everything the model can say about them."
+
+    def __init__(
+        self,
+        book: CaseBook,  # What is shown
+        folder='.',  # Where saved files go
+    ):
+        super().__init__(
+            layout=W.Layout(
+                display='flex',
+                flex_flow='row wrap',
+                align_items='flex-start',
+                width='100%',
+                overflow='visible',
+            )
+        )
+        self.book, self.folder, self.views, self.task, self._still = (
+            book,
+            Path(folder).absolute(),
+            [],
+            None,
+            False,
+        )
+        self._whom()
+        self._what()
+        self._with()
+        self._beside()
+        self.style, self.status, self.page = (
+            W.HTML(opacity_css(self.opacity.value, self._scope), layout=W.Layout(display='none')),
+            W.HTML(busy_html('Opening the first case'), layout=W.Layout(min_height='24px')),
+            W.HTML(),
+        )
+        self.children = [
+            self._left(),
+            W.VBox(
+                [W.HTML(CSS, layout=W.Layout(display='none')), self.style, self.status, self.page],
+                layout=W.Layout(flex='1 1 560px', min_width='0', padding='0 0 0 12px'),
+            ),
+        ]
+        self.add_class('cmus-explorer')
+        self.add_class(self._scope[1:])
+        self._wire()
+        self._new_patient()
+
+    @property
+    def _scope(self):
+        return f'.cmus-{self.model_id}'  # Selector of this explorer; a page may hold several
+
+    @property
+    def patient(self):
+        return self.who.value  # Shown now
+
+    @property
+    def hidden(self):
+        return [m for m, box in self.shown.items() if not box.value]  # Modalities taken away
+
+    @property
+    def dropped(self):
+        return [i for i, box in enumerate(self.bag.children) if not box.value]  # TEM images taken away
 
 # %% ../../nbs/app/01_explorer.ipynb #c012
-@patch
-def _whom(self:CaseExplorer):
-    "Filter, list of patients, next and previous."
-    self.filter = W.Dropdown(options=self.book.filters(), description='show', tooltip='Which patients are in the list', layout=_wide(), style=_narrow())
-    self.who = W.Select(options=self._names(self.book.patients()), rows=9, description='patient', tooltip='Patient: the arrow keys go through the list', layout=_wide(), style=_narrow())
-    self.back, self.next = (W.Button(description=d, tooltip=t, layout=W.Layout(width='auto', flex='1 1 0')) for d, t in (('◀ previous', 'Patient before in the list'), ('next ▶', 'Next patient of the list')))
-    self.read = W.Button(description='Read all patients', tooltip='Reads every patient once, so that wrong and uncertain ones can be listed', layout=_wide())
-    self.count = W.HTML(note_html(self.book.summary()))
-
-@patch
-def _names(self:CaseExplorer, patients): return [(self.book.title(p), p) for p in patients]
-
-@patch
-def _what(self:CaseExplorer):
-    "Overlay, class and opacity."
-    self.method = W.Dropdown(options=[(METHODS['gradcam'].title, 'gradcam')], description='overlay', tooltip='What is laid over the images', layout=_wide(), style=_narrow())
-    self.compute = W.Button(description='Compute', disabled=True, tooltip='Starts a slow overlay', layout=_wide())
-    self.target = W.Dropdown(options=[('predicted class', ''), *((c, c) for c in self.book.reader.classes)], description='for class', tooltip='Class that is explained', layout=_wide(), style=_narrow())
-    self.opacity = W.FloatSlider(value=.7, min=0, max=1, step=.05, description='opacity', tooltip='Opacity of the overlay', readout_format='.2f', layout=_wide(), style=_narrow())
+from fastcore.basics import patch
 
 # %% ../../nbs/app/01_explorer.ipynb #c013
 @patch
-def _with(self:CaseExplorer):
-    "Which images the network may see."
-    self.shown = {m: W.Checkbox(value=True, description=m, indent=False, tooltip=f'Show {m} to the network', layout=W.Layout(width='62px')) for m in MODALITIES}
-    self._boxes, self.bag = [], W.Box(layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))
-    self.all = W.Button(description='Show all images', tooltip='Gives every image back to the network', layout=_wide())
-
-@patch
-def _bag_of(self:CaseExplorer, n):
-    "A box for each of `n` TEM images, all ticked."
-    for i in range(len(self._boxes), n):
-        self._boxes.append(W.Checkbox(value=True, description=f'{i + 1}', indent=False, tooltip=f'Show TEM image {i + 1} to the network', layout=W.Layout(width='48px')))
-        self._boxes[i].observe(self._changed, 'value')
-    for box in (*self._boxes, *self.shown.values()): box.value = True
-    self.bag.children = self._boxes[:n]
-
-@patch
-def _beside(self:CaseExplorer):
-    "A second patient, and saving."
-    self.other = W.Dropdown(options=[('nobody', ''), *self._names(self.book.patients())], description='beside', tooltip='A second patient, read with the same modalities', layout=_wide(), style=_narrow())
-    self.name = W.Text(description='file name', tooltip='Name of the file, without its ending', layout=_wide(), style=_narrow())
-    self.save = {k: W.Button(description=k.upper(), tooltip=f'Save what is shown as {k.upper()}', layout=W.Layout(width='auto', flex='1 1 0')) for k in ('png', 'pdf', 'html')}
-    self.saved = W.HTML(layout=_wide())
+def _whom(self: CaseExplorer):
+    "Filter, list of patients, next and previous."
+    self.filter = W.Dropdown(
+        options=self.book.filters(),
+        description='show',
+        tooltip='Which patients are in the list',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.who = W.Select(
+        options=self._names(self.book.patients()),
+        rows=9,
+        description='patient',
+        tooltip='Patient: the arrow keys go through the list',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.back, self.next = (
+        W.Button(description=d, tooltip=t, layout=W.Layout(width='auto', flex='1 1 0'))
+        for d, t in (('◀ previous', 'Patient before in the list'), ('next ▶', 'Next patient of the list'))
+    )
+    self.read = W.Button(
+        description='Read all patients',
+        tooltip='Reads every patient once, so that wrong and uncertain ones can be listed',
+        layout=_wide(),
+    )
+    self.count = W.HTML(note_html(self.book.summary()))
 
 # %% ../../nbs/app/01_explorer.ipynb #c014
 @patch
-def _left(self:CaseExplorer):
-    "The column of controls."
-    head = lambda text: W.HTML(f'<b>{text}</b>')
-    return W.VBox([head('Case explorer'), W.HTML(note_html('For research, not for clinical use.')), head('Patient'), self.filter, self.who, W.HBox([self.back, self.next]), self.read, self.count,
-                   head('Overlay'), self.method, self.compute, self.target, self.opacity,
-                   head('Images the network may see'), W.HBox(list(self.shown.values())), W.HTML('TEM images:'), self.bag, self.all,
-                   head('Compare'), self.other, head('Save'), self.name, W.HBox(list(self.save.values())), self.saved],
-                  layout=W.Layout(flex='1 0 290px', max_width='320px', overflow='visible'))
+def _names(self: CaseExplorer, patients):
+    return [(self.book.title(p), p) for p in patients]
 
+# %% ../../nbs/app/01_explorer.ipynb #c015
 @patch
-def _wire(self:CaseExplorer):
-    "What happens when."
-    self.filter.observe(self._new_filter, 'value'); self.who.observe(self._new_patient, 'value')
-    for w in (self.method, self.target, self.other, *self.shown.values()): w.observe(self._changed, 'value')
-    self.opacity.observe(lambda c: setattr(self.style, 'value', opacity_css(c.new, self._scope)), 'value')
-    for button, step in ((self.back, -1), (self.next, 1)): button.on_click(lambda b, step=step: self._step(step))
-    self.compute.on_click(lambda b: self._draw(wait=True)); self.all.on_click(lambda b: self._new_patient()); self.read.on_click(lambda b: self._read_all())
-    for kind, button in self.save.items(): button.on_click(lambda b, kind=kind: self._save(kind))
+def _what(self: CaseExplorer):
+    "Overlay, class and opacity."
+    self.method = W.Dropdown(
+        options=[(METHODS['gradcam'].title, 'gradcam')],
+        description='overlay',
+        tooltip='What is laid over the images',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.compute = W.Button(
+        description='Compute', disabled=True, tooltip='Starts a slow overlay', layout=_wide()
+    )
+    self.target = W.Dropdown(
+        options=[('predicted class', ''), *((c, c) for c in self.book.reader.classes)],
+        description='for class',
+        tooltip='Class that is explained',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.opacity = W.FloatSlider(
+        value=0.7,
+        min=0,
+        max=1,
+        step=0.05,
+        description='opacity',
+        tooltip='Opacity of the overlay',
+        readout_format='.2f',
+        layout=_wide(),
+        style=_narrow(),
+    )
 
 # %% ../../nbs/app/01_explorer.ipynb #c016
 @patch
+def _with(self: CaseExplorer):
+    "Which images the network may see."
+    self.shown = {
+        m: W.Checkbox(
+            value=True,
+            description=m,
+            indent=False,
+            tooltip=f'Show {m} to the network',
+            layout=W.Layout(width='62px'),
+        )
+        for m in MODALITIES
+    }
+    self._boxes, self.bag = [], W.Box(layout=W.Layout(display='flex', flex_flow='row wrap', width='100%'))
+    self.all = W.Button(
+        description='Show all images', tooltip='Gives every image back to the network', layout=_wide()
+    )
+
+# %% ../../nbs/app/01_explorer.ipynb #c017
+@patch
+def _bag_of(self: CaseExplorer, n):
+    "A box for each of `n` TEM images, all ticked."
+    for i in range(len(self._boxes), n):
+        self._boxes.append(
+            W.Checkbox(
+                value=True,
+                description=f'{i + 1}',
+                indent=False,
+                tooltip=f'Show TEM image {i + 1} to the network',
+                layout=W.Layout(width='48px'),
+            )
+        )
+        self._boxes[i].observe(self._changed, 'value')
+    for box in (*self._boxes, *self.shown.values()):
+        box.value = True
+    self.bag.children = self._boxes[:n]
+
+# %% ../../nbs/app/01_explorer.ipynb #c018
+@patch
+def _beside(self: CaseExplorer):
+    "A second patient, and saving."
+    self.other = W.Dropdown(
+        options=[('nobody', ''), *self._names(self.book.patients())],
+        description='beside',
+        tooltip='A second patient, read with the same modalities',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.name = W.Text(
+        description='file name',
+        tooltip='Name of the file, without its ending',
+        layout=_wide(),
+        style=_narrow(),
+    )
+    self.save = {
+        k: W.Button(
+            description=k.upper(),
+            tooltip=f'Save what is shown as {k.upper()}',
+            layout=W.Layout(width='auto', flex='1 1 0'),
+        )
+        for k in ('png', 'pdf', 'html')
+    }
+    self.saved = W.HTML(layout=_wide())
+
+# %% ../../nbs/app/01_explorer.ipynb #c019
+@patch
+def _left(self: CaseExplorer):
+    "The column of controls."
+    head = lambda text: W.HTML(f'<b>{text}</b>')
+    return W.VBox(
+        [
+            head('Case explorer'),
+            W.HTML(note_html('For research, not for clinical use.')),
+            head('Patient'),
+            self.filter,
+            self.who,
+            W.HBox([self.back, self.next]),
+            self.read,
+            self.count,
+            head('Overlay'),
+            self.method,
+            self.compute,
+            self.target,
+            self.opacity,
+            head('Images the network may see'),
+            W.HBox(list(self.shown.values())),
+            W.HTML('TEM images:'),
+            self.bag,
+            self.all,
+            head('Compare'),
+            self.other,
+            head('Save'),
+            self.name,
+            W.HBox(list(self.save.values())),
+            self.saved,
+        ],
+        layout=W.Layout(flex='1 0 290px', max_width='320px', overflow='visible'),
+    )
+
+# %% ../../nbs/app/01_explorer.ipynb #c020
+@patch
+def _wire(self: CaseExplorer):
+    "What happens when."
+    self.filter.observe(self._new_filter, 'value')
+    self.who.observe(self._new_patient, 'value')
+    for w in (self.method, self.target, self.other, *self.shown.values()):
+        w.observe(self._changed, 'value')
+    self.opacity.observe(lambda c: setattr(self.style, 'value', opacity_css(c.new, self._scope)), 'value')
+    for button, step in ((self.back, -1), (self.next, 1)):
+        button.on_click(lambda b, step=step: self._step(step))
+    self.compute.on_click(lambda b: self._draw(wait=True))
+    self.all.on_click(lambda b: self._new_patient())
+    self.read.on_click(lambda b: self._read_all())
+    for kind, button in self.save.items():
+        button.on_click(lambda b, kind=kind: self._save(kind))
+
+# %% ../../nbs/app/01_explorer.ipynb #c022
+@patch
 @contextmanager
-def _quietly(self:CaseExplorer):
+def _quietly(self: CaseExplorer):
     "Set controls without drawing."
     self._still = True
-    try: yield
-    finally: self._still = False
+    try:
+        yield
+    finally:
+        self._still = False
 
+# %% ../../nbs/app/01_explorer.ipynb #c023
 @patch
-def _changed(self:CaseExplorer, change):
-    if not self._still: self._draw()
+def _changed(self: CaseExplorer, change):
+    if not self._still:
+        self._draw()
 
+# %% ../../nbs/app/01_explorer.ipynb #c024
 @patch
-def _new_filter(self:CaseExplorer, change=None):
+def _new_filter(self: CaseExplorer, change=None):
     "Another list; the patient stays, if it is in the list."
     patients, now = self.book.patients(*self.filter.value), self.patient
     with self._quietly():
         self.who.options = self._names(patients)
         self.who.value = now if now in patients else next(iter(patients), None)
-    if self.patient != now: self._new_patient()
+    if self.patient != now:
+        self._new_patient()
 
+# %% ../../nbs/app/01_explorer.ipynb #c025
 @patch
-def _step(self:CaseExplorer, step):
-    if self.patient is not None: self.who.value = self.book.beside([p for _, p in self.who.options], self.patient, step)
+def _step(self: CaseExplorer, step):
+    if self.patient is not None:
+        self.who.value = self.book.beside([p for _, p in self.who.options], self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c017
+# %% ../../nbs/app/01_explorer.ipynb #c026
 @patch
-def _new_patient(self:CaseExplorer, change=None):
+def _new_patient(self: CaseExplorer, change=None):
     "Another patient, with all images."
-    if self._still: return
+    if self._still:
+        return
     with self._quietly():
-        try: self._bag_of(0 if self.patient is None else self.book.open(self.patient).n)
-        except (OSError, ValueError): self._bag_of(0)           # said on the page
+        try:
+            self._bag_of(0 if self.patient is None else self.book.open(self.patient).n)
+        except (OSError, ValueError):
+            self._bag_of(0)  # said on the page
         self.saved.value = ''
     self._draw()
 
+# %% ../../nbs/app/01_explorer.ipynb #c027
 @patch
-def _menus(self:CaseExplorer):
+def _menus(self: CaseExplorer):
     "What this case offers: overlays, modalities, a name for the file."
     choices, case = self.book.choices(self.patient, self.hidden, self.dropped), self.book.open(self.patient)
     with self._quietly():
@@ -173,70 +357,101 @@ def _menus(self:CaseExplorer):
         if list(self.method.options) != options:
             self.method.options = options
             self.method.value = now if now in choices else 'gradcam' if 'gradcam' in choices else 'none'
-        for m, box in self.shown.items(): box.disabled = not case.names[m]
+        for m, box in self.shown.items():
+            box.disabled = not case.names[m]
         self.name.value = f'{self.patient} {self.method.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c018
+# %% ../../nbs/app/01_explorer.ipynb #c028
 @patch
-def _view(self:CaseExplorer, patient, dropped, wait):
+def _view(self: CaseExplorer, patient, dropped, wait):
     "One case as HTML; a case that cannot be read is a message."
-    try: v = self.book.view(patient, self.hidden, dropped, self.method.value, self.target.value or None, wait)
-    except (OSError, ValueError) as e: return error_html(patient, e)
+    try:
+        v = self.book.view(patient, self.hidden, dropped, self.method.value, self.target.value or None, wait)
+    except (OSError, ValueError) as e:
+        return error_html(patient, e)
     self.views.append(v)
     return view_html(v)
 
+# %% ../../nbs/app/01_explorer.ipynb #c029
 @patch
-def _draw(self:CaseExplorer, wait=False):
+def _draw(self: CaseExplorer, wait=False):
     "Read and show what the controls say."
-    if self.patient is None: self.page.value, self.status.value, self.views = compare_html(error_html('Nobody', 'No patient is of this kind: choose another filter.')), '', []; return
+    if self.patient is None:
+        self.page.value, self.status.value, self.views = (
+            compare_html(error_html('Nobody', 'No patient is of this kind: choose another filter.')),
+            '',
+            [],
+        )
+        return
     cases = [(self.patient, self.dropped), *([(self.other.value, [])] if self.other.value else [])]
     try:
         self._menus()
-        slow = [p for p, dropped in cases if not self.book.ready(p, self.hidden, dropped, self.method.value, self.target.value or None)]
+        slow = [
+            p
+            for p, dropped in cases
+            if not self.book.ready(p, self.hidden, dropped, self.method.value, self.target.value or None)
+        ]
         wait_for = ' and '.join(self.book.waiting(p, self.method.value) for p in slow)
-    except (OSError, ValueError): slow = []                     # said on the page
-    self.status.value = busy_html(f'Computing {METHODS[self.method.value].title}, {wait_for}' if wait and slow else 'Reading')
+    except (OSError, ValueError):
+        slow = []  # said on the page
+    self.status.value = busy_html(
+        f'Computing {METHODS[self.method.value].title}, {wait_for}' if wait and slow else 'Reading'
+    )
     self.views = []
     self.page.value = compare_html(*(self._view(p, dropped, wait) for p, dropped in cases))
     self.compute.disabled = wait or not slow
-    self.status.value = note_html(f'{METHODS[self.method.value].title}: {wait_for}. Press Compute.') if slow and not wait else ''
+    self.status.value = (
+        note_html(f'{METHODS[self.method.value].title}: {wait_for}. Press Compute.')
+        if slow and not wait
+        else ''
+    )
 
-# %% ../../nbs/app/01_explorer.ipynb #c020
+# %% ../../nbs/app/01_explorer.ipynb #c031
 @patch
-def _read_all(self:CaseExplorer):
+def _read_all(self: CaseExplorer):
     "Read every patient, then offer the filters that need it."
     self.read.disabled = True
-    try: self.task = asyncio.get_running_loop().create_task(self._read_slowly())
-    except RuntimeError: asyncio.run(self._read_slowly())
+    try:
+        self.task = asyncio.get_running_loop().create_task(self._read_slowly())
+    except RuntimeError:
+        asyncio.run(self._read_slowly())
 
+# %% ../../nbs/app/01_explorer.ipynb #c032
 @patch
-async def _read_slowly(self:CaseExplorer):
+async def _read_slowly(self: CaseExplorer):
     for n in self.book.reading():
         self.count.value = busy_html(f'{n} of {len(self.book.cohort)} patients read')
-        await asyncio.sleep(.01)
+        await asyncio.sleep(0.01)
     with self._quietly():
         now = self.filter.value
-        self.filter.options = self.book.filters(); self.filter.value = now
+        self.filter.options = self.book.filters()
+        self.filter.value = now
         for menu, first in ((self.who, []), (self.other, [('nobody', '')])):
             kept = menu.value
-            menu.options = [*first, *self._names([p for _, p in menu.options if p])]; menu.value = kept
+            menu.options = [*first, *self._names([p for _, p in menu.options if p])]
+            menu.value = kept
     self.count.value = note_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c021
+# %% ../../nbs/app/01_explorer.ipynb #c033
 @patch
-def _save(self:CaseExplorer, kind):
+def _save(self: CaseExplorer, kind):
     "Save what is shown; say where."
     self.saved.value = busy_html(f'Saving {kind.upper()}')
     try:
-        if not self.views: raise ValueError('nothing is shown that could be saved')
-        self.saved.value = file_html(save_case(self.views, free_name(self.folder, self.name.value, kind), self.opacity.value))
-    except (OSError, ValueError) as e: self.saved.value = note_html(f'Not saved: {e}')
+        if not self.views:
+            raise ValueError('nothing is shown that could be saved')
+        self.saved.value = file_html(
+            save_case(self.views, free_name(self.folder, self.name.value, kind), self.opacity.value)
+        )
+    except (OSError, ValueError) as e:
+        self.saved.value = note_html(f'Not saved: {e}')
 
+# %% ../../nbs/app/01_explorer.ipynb #c034
 def explore(
-    model,            # `CasePredictor`, `Learner`, or a folder made by `save_model`
-    cohort,           # `Cohort`, a folder or a table of patients
-    predictions=None, # Table or CSV file of predictions that `cmus_demo` wrote, so that filters need not wait
-    folder='.',       # Where saved files go
+    model,  # `CasePredictor`, `Learner`, or a folder made by `save_model`
+    cohort,  # `Cohort`, a folder or a table of patients
+    predictions=None,  # Table or CSV file of predictions that `cmus_demo` wrote, so that filters need not wait
+    folder='.',  # Where saved files go
 ) -> CaseExplorer:
     "The case explorer, to be shown in a notebook."
     return CaseExplorer(CaseBook(load_predictor(model), Cohort.read(cohort), predictions), folder)

@@ -10,74 +10,123 @@ import argparse, html, json, secrets, sys, tempfile, threading, warnings, webbro
 from pathlib import Path
 
 # %% ../../nbs/app/02_server.ipynb #c007
-def _notebook(**kw): # What `explore` is called with, anything that JSON can hold → a notebook
-    source = ('import json, warnings; warnings.simplefilter("ignore")\n'
-              'from cmus_fastai.app.server import show\n'
-              f'show(**json.loads({json.dumps(kw)!r}))')
+def _notebook(**kw):  # What `explore` is called with, anything that JSON can hold → a notebook
+    source = (
+        'import json, warnings; warnings.simplefilter("ignore")\n'
+        'from cmus_fastai.app.server import show\n'
+        f'show(**json.loads({json.dumps(kw)!r}))'
+    )
     cell = dict(cell_type='code', id='explore', metadata={}, execution_count=None, outputs=[], source=source)
-    return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5))
+    return json.dumps(
+        dict(
+            cells=[cell],
+            metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')),
+            nbformat=4,
+            nbformat_minor=5,
+        )
+    )
 
-def show(**kw): # For `explore`
+# %% ../../nbs/app/02_server.ipynb #c008
+def show(**kw):  # For `explore`
     "The explorer, or what is wrong with the patients, as a line on the page."
     from cmus_fastai.app.explorer import W, explore, error_html, compare_html, CSS
-    try: return explore(**kw)
-    except (OSError, ValueError) as e: return W.HTML(CSS + compare_html(error_html('The explorer could not be opened', e)))
 
-# %% ../../nbs/app/02_server.ipynb #c010
+    try:
+        return explore(**kw)
+    except (OSError, ValueError) as e:
+        return W.HTML(CSS + compare_html(error_html('The explorer could not be opened', e)))
+
+# %% ../../nbs/app/02_server.ipynb #c011
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws://127.0.0.1:*; form-action 'self'; frame-ancestors 'none'"
 
+# %% ../../nbs/app/02_server.ipynb #c012
 def _server(file, token, port):
     "voilà for one notebook, on 127.0.0.1, with a token; not started yet."
     from voila.app import Voila
+
     app = Voila()
     app.initialize([str(file), '--no-browser'])
     app.ip, app.token, app.port, app.log_level = '127.0.0.1', token, port, 'ERROR'
     from jupyter_server.auth import PasswordIdentityProvider
+
     app.identity_provider_class = PasswordIdentityProvider
     app.tornado_settings = dict(headers={'Content-Security-Policy': _POLICY})
     return app
 
+# %% ../../nbs/app/02_server.ipynb #c013
 def _open_later(url, folder):
     "Open a browser by way of a file that only this user can read: an address with a token is not for the list of processes."
-    file = Path(folder)/'open.html'
-    file.touch(0o600); file.write_text(f'<meta http-equiv="refresh" content="0;url={html.escape(url)}">', encoding='utf-8')
+    file = Path(folder) / 'open.html'
+    file.touch(0o600)
+    file.write_text(f'<meta http-equiv="refresh" content="0;url={html.escape(url)}">', encoding='utf-8')
     threading.Thread(target=webbrowser.open, args=[file.as_uri()], daemon=True).start()
 
-# %% ../../nbs/app/02_server.ipynb #c011
+# %% ../../nbs/app/02_server.ipynb #c014
 def _serve(a, folder):
     "Serve until the process is interrupted."
     from tornado.ioloop import IOLoop
-    file = folder/'site'/'CMUS-Net case explorer.ipynb'
+
+    file = folder / 'site' / 'CMUS-Net case explorer.ipynb'
     file.parent.mkdir()
-    file.write_text(_notebook(model=str(a.model), cohort=str(a.folder), predictions=a.predictions and str(a.predictions), folder=str(a.out)), encoding='utf-8')
+    file.write_text(
+        _notebook(
+            model=str(a.model),
+            cohort=str(a.folder),
+            predictions=a.predictions and str(a.predictions),
+            folder=str(a.out),
+        ),
+        encoding='utf-8',
+    )
     app = _server(file, secrets.token_urlsafe(24), a.port)
+
     def tell():
         url = f'http://127.0.0.1:{app.port}/?token={app.token}'
-        print(f'The case explorer is at\n    {url}\nKeep this address to yourself. Ctrl+C ends it.', flush=True)
-        if not a.no_browser: _open_later(url, folder)
-    IOLoop.current().add_callback(tell)                      # runs when the server listens
+        print(
+            f'The case explorer is at\n    {url}\nKeep this address to yourself. Ctrl+C ends it.', flush=True
+        )
+        if not a.no_browser:
+            _open_later(url, folder)
+
+    IOLoop.current().add_callback(tell)  # runs when the server listens
     app.start()
 
-# %% ../../nbs/app/02_server.ipynb #c012
+# %% ../../nbs/app/02_server.ipynb #c015
 def _check(a):
     "Refuse what could not be shown, before anything is served."
     from cmus_fastai.training.artifact import load_model
     from cmus_fastai.data.cohort import Cohort
+
     a.model, a.folder, a.out = (Path(p).expanduser().absolute() for p in (a.model, a.folder, a.out))
     load_model(a.model)
-    Cohort.read(a.folder, check=False)                       # a quick look; the images are read when the page opens
-    if a.predictions is not None and not (p := Path(a.predictions).expanduser().absolute()).is_file(): raise FileNotFoundError(f'{p}: there is no such table of predictions')
-    if a.predictions is not None: a.predictions = p
-    if not a.out.is_dir(): raise FileNotFoundError(f'{a.out}: there is no such folder to save in')
-    try: import voila
-    except ImportError as e: raise OSError('voila is not installed: pip install "cmus_fastai[app]"') from e
+    Cohort.read(a.folder, check=False)  # a quick look; the images are read when the page opens
+    if a.predictions is not None and not (p := Path(a.predictions).expanduser().absolute()).is_file():
+        raise FileNotFoundError(f'{p}: there is no such table of predictions')
+    if a.predictions is not None:
+        a.predictions = p
+    if not a.out.is_dir():
+        raise FileNotFoundError(f'{a.out}: there is no such folder to save in')
+    try:
+        import voila
+    except ImportError as e:
+        raise OSError('voila is not installed: pip install "cmus_fastai[app]"') from e
 
+# %% ../../nbs/app/02_server.ipynb #c016
 def cmus_explore(argv=None):
     "Console script: the case explorer in a browser."
-    p = argparse.ArgumentParser('cmus_explore', description='The case explorer in a browser, on this computer only.', formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument('model', help='folder of a model, written by save_model or cmus_demo'); p.add_argument('folder', help='patients: a folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table')
-    p.add_argument('--predictions', help='predictions.csv that cmus_demo wrote for these patients, so that filters need not wait'); p.add_argument('--out', default='.', help='where saved files go')
-    p.add_argument('--port', type=int, default=8866, help='port; if it is taken, one near it'); p.add_argument('--no_browser', action='store_true', help='do not open a browser')
+    p = argparse.ArgumentParser(
+        'cmus_explore',
+        description='The case explorer in a browser, on this computer only.',
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument('model', help='folder of a model, written by save_model or cmus_demo')
+    p.add_argument('folder', help='patients: a folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table')
+    p.add_argument(
+        '--predictions',
+        help='predictions.csv that cmus_demo wrote for these patients, so that filters need not wait',
+    )
+    p.add_argument('--out', default='.', help='where saved files go')
+    p.add_argument('--port', type=int, default=8866, help='port; if it is taken, one near it')
+    p.add_argument('--no_browser', action='store_true', help='do not open a browser')
     a = p.parse_args(argv)
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix='cmus_explore-') as folder:
@@ -89,5 +138,6 @@ def cmus_explore(argv=None):
         return 2
     return 0
 
-# %% ../../nbs/app/02_server.ipynb #c013
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(cmus_explore())       # python -m cmus_fastai.app.server
+# %% ../../nbs/app/02_server.ipynb #c017
+if __name__ == '__main__' and '__file__' in globals():
+    sys.exit(cmus_explore())  # python -m cmus_fastai.app.server

@@ -19,20 +19,34 @@ from matplotlib import pyplot as plt
 from fastcore.all import L, defaults, delegates, fastuple, patch
 from fastprogress.fastprogress import progress_bar
 from fasttransform import ItemTransform, Transform
-from fastai.data.all import (CategoryBlock, DataBlock, DataLoaders, IndexSplitter, IntToFloatTensor, ItemGetter, TensorCategory, TfmdDL, TransformBlock, to_cpu)
+from fastai.data.all import (
+    CategoryBlock,
+    DataBlock,
+    DataLoaders,
+    IndexSplitter,
+    IntToFloatTensor,
+    ItemGetter,
+    TensorCategory,
+    TfmdDL,
+    TransformBlock,
+    to_cpu,
+)
 from fastai.torch_core import TensorBase, TensorImage, default_device
 from .cohort import Cohort, CohortError, check_same_classes, slot_of
 
 # %% ../../nbs/data/05_bag.ipynb #c011
-def _to_uint8(a:np.ndarray, path) -> np.ndarray:
+def _to_uint8(a: np.ndarray, path) -> np.ndarray:
     "Grey values of any depth as 8 bits, without stretching contrast beyond the camera's full scale."
     if a.dtype.kind == 'f':
-        if not np.isfinite(a).all(): raise ValueError(f"{path}: the image holds NaN or infinite values; export it again from the microscope's software")
-        full = 1. if 0 <= a.min() and a.max() <= 1 else max(a.max() - a.min(), 1e-12)
-        return ((a - (0 if full == 1. else a.min())) * np.float32(255/full)).round().astype(np.uint8)
+        if not np.isfinite(a).all():
+            raise ValueError(
+                f"{path}: the image holds NaN or infinite values; export it again from the microscope's software"
+            )
+        full = 1.0 if 0 <= a.min() and a.max() <= 1 else max(a.max() - a.min(), 1e-12)
+        return ((a - (0 if full == 1.0 else a.min())) * np.float32(255 / full)).round().astype(np.uint8)
     top = a.max()
     bits = next((b for b in (8, 10, 12, 14, 16) if top < 2**b), 32)
-    eight = lambda v: (v.astype(np.float32) * np.float32(255/(2**bits - 1))).round().astype(np.uint8)
+    eight = lambda v: (v.astype(np.float32) * np.float32(255 / (2**bits - 1))).round().astype(np.uint8)
     return eight(np.arange(2**bits))[a] if bits <= 16 and a.min() >= 0 else eight(np.clip(a, 0, None))
 
 # %% ../../nbs/data/05_bag.ipynb #c013
@@ -43,41 +57,74 @@ def _opaque(im, background):
         im = Image.alpha_composite(Image.new('RGBA', im.size, (*background, 255)), im)
     return im if im.mode in ('L', 'RGB') else im.convert('RGB')
 
+# %% ../../nbs/data/05_bag.ipynb #c014
 def read_image(
-    path,                            # Image file
-    size:int|None=None,              # Side of the square result in px; None keeps the image's own size
-    resample:str='bicubic',          # 'bicubic' or 'bilinear'
-    background:tuple=(255,)*3,       # Colour behind transparent pixels
-) -> np.ndarray: # 8-bit RGB, [H,W,3]
+    path,  # Image file
+    size: int | None = None,  # Side of the square result in px; None keeps the image's own size
+    resample: str = 'bicubic',  # 'bicubic' or 'bilinear'
+    background: tuple = (255,) * 3,  # Colour behind transparent pixels
+) -> np.ndarray:  # 8-bit RGB, [H,W,3]
     "Read an image of any usual depth and colour mode as 8-bit RGB; the whole picture is squeezed into the square."
     try:
         with Image.open(path) as im:
-            draft = size and im.draft(None, (2*size, 2*size))    # JPEG: (mode, the picture's exact box in reduced pixels)
+            draft = size and im.draft(
+                None, (2 * size, 2 * size)
+            )  # JPEG: (mode, the picture's exact box in reduced pixels)
             im.load()
-            if im.mode.startswith('I') or im.mode == 'F': im = Image.fromarray(_to_uint8(np.asarray(im), path))
+            if im.mode.startswith('I') or im.mode == 'F':
+                im = Image.fromarray(_to_uint8(np.asarray(im), path))
             im = _opaque(im, background)
-    except OSError as e: raise OSError(f"{path} cannot be read as an image ({e}); open it in a viewer and export it again") from e
-    if size: im = im.resize((size, size), getattr(Image.Resampling, resample.upper()), box=draft and draft[1], reducing_gap=2.)
+    except OSError as e:
+        raise OSError(
+            f"{path} cannot be read as an image ({e}); open it in a viewer and export it again"
+        ) from e
+    if size:
+        im = im.resize(
+            (size, size),
+            getattr(Image.Resampling, resample.upper()),
+            box=draft and draft[1],
+            reducing_gap=2.0,
+        )
     return np.asarray(im.convert('RGB'))
 
-# %% ../../nbs/data/05_bag.ipynb #c020
-class TensorOM(TensorImage): "Optical microscopy, [...,3,H,W]"
-class TensorIM(TensorImage): "Immunofluorescence, [...,3,H,W]"
-class TensorTEM(TensorImage): "Transmission electron micrographs, [...,N,3,H,W]"
-class SlotMask(TensorBase): "True where an image is real"
-
-class OMSlot(fastuple): "One OM image [3,H,W] and whether it is real"
-class IMSlot(fastuple): "One IM image [3,H,W] and whether it is real"
-class TEMBag(fastuple): "A bag of TEM images [N,3,H,W] and which are real [N]"
-
 # %% ../../nbs/data/05_bag.ipynb #c021
+class TensorOM(TensorImage):
+    "Optical microscopy, [...,3,H,W]"
+
+class TensorIM(TensorImage):
+    "Immunofluorescence, [...,3,H,W]"
+
+class TensorTEM(TensorImage):
+    "Transmission electron micrographs, [...,N,3,H,W]"
+
+class SlotMask(TensorBase):
+    "True where an image is real"
+
+class OMSlot(fastuple):
+    "One OM image [3,H,W] and whether it is real"
+
+class IMSlot(fastuple):
+    "One IM image [3,H,W] and whether it is real"
+
+# %% ../../nbs/data/05_bag.ipynb #c022
+class TEMBag(fastuple):
+    "A bag of TEM images [N,3,H,W] and which are real [N]"
+
+# %% ../../nbs/data/05_bag.ipynb #c023
 class LoadSlot(Transform):
     "Read the image or images of one modality of one case."
-    _kinds = dict(OM=(OMSlot, TensorOM, (255,)*3), IM=(IMSlot, TensorIM, (0,)*3), TEM=(TEMBag, TensorTEM, (255,)*3))
-    def __init__(self,
-        modality:str,            # 'OM', 'IM' or 'TEM'
-        size:int=224,            # Side of the square images in px (published: 224)
-        resample:str='bicubic',  # How they are resized
+
+    _kinds = dict(
+        OM=(OMSlot, TensorOM, (255,) * 3),
+        IM=(IMSlot, TensorIM, (0,) * 3),
+        TEM=(TEMBag, TensorTEM, (255,) * 3),
+    )
+
+    def __init__(
+        self,
+        modality: str,  # 'OM', 'IM' or 'TEM'
+        size: int = 224,  # Side of the square images in px (published: 224)
+        resample: str = 'bicubic',  # How they are resized
     ):
         super().__init__()
         self.slot, self.tensor, bg = self._kinds[modality]
@@ -86,129 +133,164 @@ class LoadSlot(Transform):
     def encodes(self, x):  # x: a path, None, or a list of paths
         bag = self.slot is TEMBag
         paths = list(x) if bag else ([] if x is None else [x])
-        a = np.stack([self.read(p) for p in paths]) if paths else np.zeros((0 if bag else 1, self.size, self.size, 3), np.uint8)
+        a = (
+            np.stack([self.read(p) for p in paths])
+            if paths
+            else np.zeros((0 if bag else 1, self.size, self.size, 3), np.uint8)
+        )
         a = torch.from_numpy(a).permute(0, 3, 1, 2).contiguous()
         mask = torch.full((len(a),), bool(paths))
         return self.slot(self.tensor(a if bag else a[0]), SlotMask(mask if bag else mask[0]))
 
-# %% ../../nbs/data/05_bag.ipynb #c025
-def pad_bags(samples): # A list of samples, as a DataLoader collects them before collating
+# %% ../../nbs/data/05_bag.ipynb #c027
+def pad_bags(samples):  # A list of samples, as a DataLoader collects them before collating
     "Pad every `TEMBag` in `samples` to the largest bag among them."
     n = max((len(x[0]) for s in samples for x in s if isinstance(x, TEMBag)), default=0)
+
     def pad(x):
-        if not isinstance(x, TEMBag): return x
+        if not isinstance(x, TEMBag):
+            return x
         t, m = x
         out, mask = t.new_zeros(n, *t.shape[1:]), m.new_zeros(n)
-        out[:len(t)], mask[:len(t)] = t, m
+        out[: len(t)], mask[: len(t)] = t, m
         return TEMBag(out, mask)
+
     return [type(s)(pad(x) for x in s) for s in samples]
 
-# %% ../../nbs/data/05_bag.ipynb #c029
+# %% ../../nbs/data/05_bag.ipynb #c031
 class Augment(Transform):
     "Random flips, right-angle rotations, brightness, contrast and stain, drawn for every image; training only."
-    split_idx, order = 0, 20   # training set only; after the batch has become float
-    def __init__(self,
-        flips:bool=True,       # The eight symmetries of the square (published: horizontal and vertical flips)
-        brightness:float=.1,   # Standard deviation of the brightness shift (OM, TEM) or log gain (IM)
-        contrast:float=.1,     # Standard deviation of the log contrast (OM, TEM)
-        stain:float=0.,        # Standard deviation of shift and log scale of OM's optical density per channel; 0 is off
+
+    split_idx, order = 0, 20  # training set only; after the batch has become float
+
+    def __init__(
+        self,
+        flips: bool = True,  # The eight symmetries of the square (published: horizontal and vertical flips)
+        brightness: float = 0.1,  # Standard deviation of the brightness shift (OM, TEM) or log gain (IM)
+        contrast: float = 0.1,  # Standard deviation of the log contrast (OM, TEM)
+        stain: float = 0.0,  # Standard deviation of shift and log scale of OM's optical density per channel; 0 is off
     ):
         super().__init__()
         self.flips, self.brightness, self.contrast, self.stain = flips, brightness, contrast, stain
 
-    def encodes(self, x:TensorOM): return self._light(self._turn(_stain(x, self.stain)))
-    def encodes(self, x:TensorTEM): return self._light(self._turn(x))
-    def encodes(self, x:TensorIM): return (self._turn(x) * _normal(x, self.brightness).exp()).clamp_(0, 1)
+    def encodes(self, x: TensorOM):
+        return self._light(self._turn(_stain(x, self.stain)))
+
+    def encodes(self, x: TensorTEM):
+        return self._light(self._turn(x))
+
+    def encodes(self, x: TensorIM):
+        return (self._turn(x) * _normal(x, self.brightness).exp()).clamp_(0, 1)
 
     def _turn(self, x):
-        if not self.flips: return x
+        if not self.flips:
+            return x
         flat = x.reshape(-1, *x.shape[-3:])
         out, drawn = torch.empty_like(flat), torch.randint(8, (len(flat),))
-        for k in range(8):                                # the images of one symmetry together: each pixel is moved once
+        for k in range(8):  # the images of one symmetry together: each pixel is moved once
             these = (drawn == k).nonzero().flatten().to(x.device)
             t = flat[these].flip([d for d, bit in ((-1, 1), (-2, 2)) if k & bit])
             out[these] = t.transpose(-1, -2) if k & 4 else t
         return out.view_as(x)
 
     def _light(self, x):
-        if not self.brightness and not self.contrast: return x
+        if not self.brightness and not self.contrast:
+            return x
         gain = _normal(x, self.contrast).exp()
-        return torch.addcmul(.5 - .5*gain + _normal(x, self.brightness), x, gain).clamp_(0, 1)
+        return torch.addcmul(0.5 - 0.5 * gain + _normal(x, self.brightness), x, gain).clamp_(0, 1)
 
-# %% ../../nbs/data/05_bag.ipynb #c030
+# %% ../../nbs/data/05_bag.ipynb #c032
 def _normal(x, std, channels=1):
     "Normal numbers, one for every image (and channel) of `x`."
     return std * torch.randn(*x.shape[:-3], channels, 1, 1, device=x.device, dtype=x.dtype)
 
 def _stain(x, std):
     "Scale and shift the optical density of each colour channel."
-    if not std: return x
-    density = -(x.clamp(min=1/255)).log()
-    return (-(density * _normal(x, std, 3).exp() + _normal(x, std/2, 3))).exp().clamp(0, 1)
+    if not std:
+        return x
+    density = -(x.clamp(min=1 / 255)).log()
+    return (-(density * _normal(x, std, 3).exp() + _normal(x, std / 2, 3))).exp().clamp(0, 1)
 
-# %% ../../nbs/data/05_bag.ipynb #c034
+# %% ../../nbs/data/05_bag.ipynb #c036
 def bucket_order(
-    idxs:list,    # Patients by number, in random order
-    sizes,        # Bag size of each patient, by number
-    bs:int,       # Patients in a batch
-    rng,          # A `random.Random`
-    pool:int=8,   # Batches in a pool
-) -> list: # The same numbers in another order
+    idxs: list,  # Patients by number, in random order
+    sizes,  # Bag size of each patient, by number
+    bs: int,  # Patients in a batch
+    rng,  # A `random.Random`
+    pool: int = 8,  # Batches in a pool
+) -> list:  # The same numbers in another order
     "Reorder shuffled patients so that those with bags of like size fall into one batch."
-    whole, step = len(idxs)//bs*bs, bs*pool
-    pools = [sorted(idxs[i:min(i + step, whole)], key=sizes.__getitem__) for i in range(0, whole, step)]
-    batches = [p[i:i + bs] for p in pools for i in range(0, len(p), bs)]
+    whole, step = len(idxs) // bs * bs, bs * pool
+    pools = [sorted(idxs[i : min(i + step, whole)], key=sizes.__getitem__) for i in range(0, whole, step)]
+    batches = [p[i : i + bs] for p in pools for i in range(0, len(p), bs)]
     rng.shuffle(batches)
     return [i for b in [*batches, idxs[whole:]] for i in b]
 
-# %% ../../nbs/data/05_bag.ipynb #c038
+# %% ../../nbs/data/05_bag.ipynb #c040
 def show_case(
-    axs,              # A row of Axes: OM, IM, then the bag
-    om, im, tem,      # Slots of one case, pairs of images in [0,1] and mask
-    title:str='',     # Written above the row
-    captions=None,    # One string for each TEM image
+    axs,  # A row of Axes: OM, IM, then the bag
+    om,
+    im,
+    tem,  # Slots of one case, pairs of images in [0,1] and mask
+    title: str = '',  # Written above the row
+    captions=None,  # One string for each TEM image
 ):
     "Show one case in a row of Axes."
-    for ax in axs: ax.set_axis_off()
+    for ax in axs:
+        ax.set_axis_off()
     n = int(tem[1].sum())
     for ax, name, (x, m) in zip(axs, ('OM', 'IM'), (om, im)):
-        if m: ax.imshow(x.as_subclass(torch.Tensor).permute(1, 2, 0).clamp(0, 1).cpu())
-        else: ax.text(.5, .5, f'no {name}', ha='center', va='center', color='.5', transform=ax.transAxes)
+        if m:
+            ax.imshow(x.as_subclass(torch.Tensor).permute(1, 2, 0).clamp(0, 1).cpu())
+        else:
+            ax.text(0.5, 0.5, f'no {name}', ha='center', va='center', color='.5', transform=ax.transAxes)
     axs[0].set_title(title, fontsize=9, loc='left')
     room = len(axs) - 2
     for i, (ax, x) in enumerate(zip(axs[2:], tem[0][:n])):
         ax.imshow(x.as_subclass(torch.Tensor).permute(1, 2, 0).clamp(0, 1).cpu())
-        if captions is not None: ax.text(.5, -.03, captions[i], ha='center', va='top', fontsize=8, transform=ax.transAxes)
-    bag = f'{n} TEM image{"s"*(n != 1)}' + (f', {room} shown' if n > room else '') if n else 'no TEM'
+        if captions is not None:
+            ax.text(0.5, -0.03, captions[i], ha='center', va='top', fontsize=8, transform=ax.transAxes)
+    bag = f'{n} TEM image{"s" * (n != 1)}' + (f', {room} shown' if n > room else '') if n else 'no TEM'
     axs[2].set_title(bag, fontsize=9, loc='left')
 
-# %% ../../nbs/data/05_bag.ipynb #c039
+# %% ../../nbs/data/05_bag.ipynb #c041
 def _repad(bag):
     "A batch of bags as padded tensors, from such or from lists of bags."
     t, m = bag
-    if torch.is_tensor(t): return bag
+    if torch.is_tensor(t):
+        return bag
     n = max(len(x) for x in m)
     grow = lambda x: torch.cat([x, x.new_zeros(n - len(x), *x.shape[1:])])
     return TEMBag(torch.stack([grow(x) for x in t]), torch.stack([grow(x) for x in m]))
 
-# %% ../../nbs/data/05_bag.ipynb #c040
-class CaseBatch(fastuple): "The inputs of a batch, for fastai's dispatch: OM, IM and TEM slots"
+# %% ../../nbs/data/05_bag.ipynb #c042
+class CaseBatch(fastuple):
+    "The inputs of a batch, for fastai's dispatch: OM, IM and TEM slots"
 
+# %% ../../nbs/data/05_bag.ipynb #c043
 class TriModalDL(TfmdDL):
     "A fastai DataLoader that shows one patient a row, and can bring bags of like size together."
+
     @delegates(TfmdDL.__init__)
-    def __init__(self, dataset,
-        bucket:bool=False,  # When shuffling, put bags of like size into one batch; needs items with a bag, `item.TEM`
-        **kwargs
+    def __init__(
+        self,
+        dataset,
+        bucket: bool = False,  # When shuffling, put bags of like size into one batch; needs items with a bag, `item.TEM`
+        **kwargs,
     ):
         self.bucket = bucket
         super().__init__(dataset, **kwargs)
 
-    def new(self, dataset=None, cls=None, **kwargs): return super().new(dataset, cls, **{'bucket': self.bucket, **kwargs})
+    def new(self, dataset=None, cls=None, **kwargs):
+        return super().new(dataset, cls, **{'bucket': self.bucket, **kwargs})
 
     def shuffle_fn(self, idxs):
         idxs = super().shuffle_fn(idxs)
-        return bucket_order(idxs, [len(item.TEM) for item in self.dataset.items], self.bs, self.rng) if self.bucket and self.bs else idxs
+        return (
+            bucket_order(idxs, [len(item.TEM) for item in self.dataset.items], self.bs, self.rng)
+            if self.bucket and self.bs
+            else idxs
+        )
 
     def _pre_show_batch(self, b, max_n=9):
         # batches of unequal bags come back from get_preds as lists: pad them again
@@ -218,94 +300,139 @@ class TriModalDL(TfmdDL):
 
     def show_batch(self, b=None, max_n=4, show=True, titles=None, captions=None, max_tem=6, **kwargs):
         "Show up to `max_n` patients of a batch, up to `max_tem` TEM images each."
-        if b is None: b = self.one_batch()
-        if not show: return self._pre_show_batch(b, max_n=max_n)
+        if b is None:
+            b = self.one_batch()
+        if not show:
+            return self._pre_show_batch(b, max_n=max_n)
         om, im, tem, *y = to_cpu(b)
         n = min(max_n, len(om[0]))
-        if titles is None: titles = [self.vocab[int(i)] for i in y[0][:n]] if y else ['']*n
-        fig, axs = plt.subplots(n, 2 + max_tem, figsize=(1.35*(2 + max_tem), 1.6*n), squeeze=False, dpi=80)
+        if titles is None:
+            titles = [self.vocab[int(i)] for i in y[0][:n]] if y else [''] * n
+        fig, axs = plt.subplots(
+            n, 2 + max_tem, figsize=(1.35 * (2 + max_tem), 1.6 * n), squeeze=False, dpi=80
+        )
         for i in range(n):
-            show_case(axs[i], *[(s[0][i], s[1][i]) for s in (om, im, tem)], title=titles[i], captions=captions and captions[i])
-        fig.tight_layout(pad=.4)
+            show_case(
+                axs[i],
+                *[(s[0][i], s[1][i]) for s in (om, im, tem)],
+                title=titles[i],
+                captions=captions and captions[i],
+            )
+        fig.tight_layout(pad=0.4)
 
     def show_results(self, b, out, max_n=4, show=True, **kwargs):
         "Show a batch with the truth and `out`, the predicted class numbers."
-        if not show: return super().show_results(b, out, max_n=max_n, show=False, **kwargs)
+        if not show:
+            return super().show_results(b, out, max_n=max_n, show=False, **kwargs)
         pred = [self.vocab[int(i)] for i in (out[0] if isinstance(out, (tuple, list)) else out)]
-        y = [self.vocab[int(i)] for i in b[-1]] if len(b) > 3 else [None]*len(pred)
-        self.show_batch(b, max_n=max_n, titles=[p if t is None else f'{t}, read as {p}' for t, p in zip(y, pred)], **kwargs)
+        y = [self.vocab[int(i)] for i in b[-1]] if len(b) > 3 else [None] * len(pred)
+        self.show_batch(
+            b,
+            max_n=max_n,
+            titles=[p if t is None else f'{t}, read as {p}' for t, p in zip(y, pred)],
+            **kwargs,
+        )
 
-# %% ../../nbs/data/05_bag.ipynb #c042
+# %% ../../nbs/data/05_bag.ipynb #c045
 class AsSlots(ItemTransform):
     "Slots that came back from pinned memory as lists are slots again."
-    order = 0   # before images become float
+
+    order = 0  # before images become float
+
     def encodes(self, b):
         kinds = {tensor: slot for slot, tensor, _ in LoadSlot._kinds.values()}
-        return tuple(kinds[type(x[0])](*x) if isinstance(x, list) and x and type(x[0]) in kinds else x for x in b)
-
-# %% ../../nbs/data/05_bag.ipynb #c043
-def TriModalBlock(
-    size:int=224,            # Side of the square images in px (published: 224)
-    resample:str='bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
-) -> tuple: # Three `TransformBlock`s: OM, IM, TEM
-    "Blocks for the three modalities of a case; items are a path, a path and a list of paths."
-    kw = dict(batch_tfms=[AsSlots, IntToFloatTensor], dl_type=TriModalDL, dls_kwargs=dict(before_batch=pad_bags))
-    return tuple(TransformBlock(type_tfms=LoadSlot(m, size, resample), **kw) for m in ('OM', 'IM', 'TEM'))
-
-# %% ../../nbs/data/05_bag.ipynb #c044
-@patch
-def datablock(self:Cohort, size:int=224, augment=True, resample='bicubic', splitter=None) -> DataBlock:
-    "The DataBlock of a cohort, whose items are its rows."
-    return DataBlock(blocks=(*TriModalBlock(size, resample), CategoryBlock(vocab=self.classes, sort=False)), n_inp=3, get_items=list,
-                     getters=[ItemGetter(k) for k in ('OM', 'IM', 'TEM', 'label')], splitter=splitter,
-                     batch_tfms=Augment() if augment is True else (augment or None))
+        return tuple(
+            kinds[type(x[0])](*x) if isinstance(x, list) and x and type(x[0]) in kinds else x for x in b
+        )
 
 # %% ../../nbs/data/05_bag.ipynb #c046
+def TriModalBlock(
+    size: int = 224,  # Side of the square images in px (published: 224)
+    resample: str = 'bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
+) -> tuple:  # Three `TransformBlock`s: OM, IM, TEM
+    "Blocks for the three modalities of a case; items are a path, a path and a list of paths."
+    kw = dict(
+        batch_tfms=[AsSlots, IntToFloatTensor], dl_type=TriModalDL, dls_kwargs=dict(before_batch=pad_bags)
+    )
+    return tuple(TransformBlock(type_tfms=LoadSlot(m, size, resample), **kw) for m in ('OM', 'IM', 'TEM'))
+
+# %% ../../nbs/data/05_bag.ipynb #c047
+@patch
+def datablock(self: Cohort, size: int = 224, augment=True, resample='bicubic', splitter=None) -> DataBlock:
+    "The DataBlock of a cohort, whose items are its rows."
+    return DataBlock(
+        blocks=(*TriModalBlock(size, resample), CategoryBlock(vocab=self.classes, sort=False)),
+        n_inp=3,
+        get_items=list,
+        getters=[ItemGetter(k) for k in ('OM', 'IM', 'TEM', 'label')],
+        splitter=splitter,
+        batch_tfms=Augment() if augment is True else (augment or None),
+    )
+
+# %% ../../nbs/data/05_bag.ipynb #c049
 def _n_workers(rows):
     "Worker processes worth starting for these patients."
     n = sum((r.OM is not None) + (r.IM is not None) + len(r.TEM) for r in rows)
     return 0 if n < 300 or defaults.cpus < 2 else min(8, defaults.cpus)
 
-# %% ../../nbs/data/05_bag.ipynb #c047
+# %% ../../nbs/data/05_bag.ipynb #c050
 @patch
-def dataloaders(self:Cohort,
-    valid:float|Cohort=.2,   # Share of patients to validate on, or a cohort of its own
-    size:int=224,            # Side of the square images in px (published: 224)
-    bs:int=4,                # Patients in a batch (published: 4)
-    augment=True,            # True, False, or an `Augment(...)` of your own; training only
-    seed:int=0,              # Decides who is in the validation part
-    num_workers:int|None=None, # Processes that read images; None: as many as are worth starting, 0 for fewer than 300 images
-    resample:str='bicubic',  # How images are resized
-    bucket:bool=True,        # Bring bags of like size together in training, see `bucket_order`
-    cache=None,              # Keep feature maps while encoders are frozen: True (in memory), a folder, or a `FeatureCache`
-    **kwargs,                # Passed on to fastai's `DataBlock.dataloaders`, e.g. `device`, `pin_memory` (default: when that is a GPU)
-) -> DataLoaders: # `dls.train` and `dls.valid`; the cohorts are `dls.cohorts`
+def dataloaders(
+    self: Cohort,
+    valid: float | Cohort = 0.2,  # Share of patients to validate on, or a cohort of its own
+    size: int = 224,  # Side of the square images in px (published: 224)
+    bs: int = 4,  # Patients in a batch (published: 4)
+    augment=True,  # True, False, or an `Augment(...)` of your own; training only
+    seed: int = 0,  # Decides who is in the validation part
+    num_workers: int
+    | None = None,  # Processes that read images; None: as many as are worth starting, 0 for fewer than 300 images
+    resample: str = 'bicubic',  # How images are resized
+    bucket: bool = True,  # Bring bags of like size together in training, see `bucket_order`
+    cache=None,  # Keep feature maps while encoders are frozen: True (in memory), a folder, or a `FeatureCache`
+    **kwargs,  # Passed on to fastai's `DataBlock.dataloaders`, e.g. `device`, `pin_memory` (default: when that is a GPU)
+) -> DataLoaders:  # `dls.train` and `dls.valid`; the cohorts are `dls.cohorts`
     "DataLoaders of a cohort, split by patient."
-    if not self.labelled: raise ValueError(f"{self.name}: training needs a label for every patient; left without: {list(self.df.index[self.df.label.isna()][:5])}")
-    train, valid = (self, check_same_classes(self, valid)) if isinstance(valid, Cohort) else self.split(test=valid, seed=seed)
+    if not self.labelled:
+        raise ValueError(
+            f"{self.name}: training needs a label for every patient; left without: {list(self.df.index[self.df.label.isna()][:5])}"
+        )
+    train, valid = (
+        (self, check_same_classes(self, valid))
+        if isinstance(valid, Cohort)
+        else self.split(test=valid, seed=seed)
+    )
     rows = [*train, *valid]
     block = self.datablock(size, augment, resample, IndexSplitter(range(len(train), len(rows))))
     kwargs.setdefault('pin_memory', torch.device(kwargs.get('device') or default_device()).type == 'cuda')
-    if num_workers is None: num_workers = _n_workers(rows)
-    dls = block.dataloaders(rows, bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, bucket=bucket, **kwargs)
-    dls.cohorts, dls.cache, dls.reading = (train, valid), cache, dict(size=size, resample=resample, num_workers=num_workers)
+    if num_workers is None:
+        num_workers = _n_workers(rows)
+    dls = block.dataloaders(
+        rows, bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, bucket=bucket, **kwargs
+    )
+    dls.cohorts, dls.cache, dls.reading = (
+        (train, valid),
+        cache,
+        dict(size=size, resample=resample, num_workers=num_workers),
+    )
     return dls
 
-# %% ../../nbs/data/05_bag.ipynb #c053
+# %% ../../nbs/data/05_bag.ipynb #c056
 @patch(as_prop=True)
-def iloc(self:Cohort): return self.df.iloc   # how fastai's test_dl asks a table for its first row
+def iloc(self: Cohort):
+    return self.df.iloc  # how fastai's test_dl asks a table for its first row
 
-# %% ../../nbs/data/05_bag.ipynb #c060
+# %% ../../nbs/data/05_bag.ipynb #c063
 _UNFIT = re.compile(r'[^\w .()+=@,-]|^[. ]|[. ]$|^(?=(con|prn|aux|nul|com\d|lpt\d)(\.|$))', re.I)
 
-def _fit_names(names): # key → wished name
+def _fit_names(names):  # key → wished name
     "Names that every disk takes, no two alike: a changed or repeated name ends in ~ and a fingerprint of its key."
     fit = {k: _UNFIT.sub('_', n)[:60] or '_' for k, n in names.items()}
     wished = Counter(n.casefold() for n in fit.values())
     mark = lambda k: blake2b(os.fsencode(k), digest_size=6).hexdigest()
     return {k: n if n == names[k] and wished[n.casefold()] == 1 else f'{n}~{mark(k)}' for k, n in fit.items()}
 
-def _copy_names(cohort): # → {(patient, slot, path): name below the folder}
+# %% ../../nbs/data/05_bag.ipynb #c064
+def _copy_names(cohort):  # → {(patient, slot, path): name below the folder}
     "Where the copy of each image goes: [class/]patient/file.png."
     out, same = {}, lambda names: _fit_names({n: n for n in names})
     patients, classes = same(cohort.df.index), same(cohort.df.label.unique()) if cohort.labelled else {}
@@ -317,15 +444,20 @@ def _copy_names(cohort): # → {(patient, slot, path): name below the folder}
         out.update({(r.name, s, p): f"{base}/{stems[f'{s} {p}']}.png" for s, p in images})
     return out
 
-# %% ../../nbs/data/05_bag.ipynb #c062
-def _fingerprint(data): return blake2b(data, digest_size=16).hexdigest()
+# %% ../../nbs/data/05_bag.ipynb #c066
+def _fingerprint(data):
+    return blake2b(data, digest_size=16).hexdigest()
 
 def _replace(path, data):
     "Write a file whole or not at all."
     part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try: part.write_bytes(data); os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
+# %% ../../nbs/data/05_bag.ipynb #c067
 def _write_copy(source, copy, size, resample, slot):
     "Write an image as the network will see it, as PNG; its fingerprint and how many bytes it takes."
     a, png = read_image(source, size, resample, LoadSlot._kinds[slot][2]), io.BytesIO()
@@ -334,60 +466,125 @@ def _write_copy(source, copy, size, resample, slot):
     _replace(copy, data := png.getvalue())
     return dict(copy=_fingerprint(data), bytes=len(data))
 
+# %% ../../nbs/data/05_bag.ipynb #c068
 def _copy_image(source, copy, note, digest, size, resample, slot):
     "Write the copy of one image unless `note` says that it is there; the note for the next time."
     now = digest or _fingerprint(source.read_bytes())
     same = bool(note) and note['digest'] == now
-    if same and (note['size'], note['resample']) == (size, resample) and copy.is_file() and copy.stat().st_size == note['bytes']: return note
-    if note and not same and note['source'] != str(source): raise ValueError(f"{copy} is the copy of another image, {note['source']}; give each cohort a folder of its own")
-    if digest and _fingerprint(source.read_bytes()) != digest: raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
-    return dict(source=str(source), digest=now, size=size, resample=resample, **_write_copy(source, copy, size, resample, slot))
+    if (
+        same
+        and (note['size'], note['resample']) == (size, resample)
+        and copy.is_file()
+        and copy.stat().st_size == note['bytes']
+    ):
+        return note
+    if note and not same and note['source'] != str(source):
+        raise ValueError(
+            f"{copy} is the copy of another image, {note['source']}; give each cohort a folder of its own"
+        )
+    if digest and _fingerprint(source.read_bytes()) != digest:
+        raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
+    return dict(
+        source=str(source),
+        digest=now,
+        size=size,
+        resample=resample,
+        **_write_copy(source, copy, size, resample, slot),
+    )
 
-# %% ../../nbs/data/05_bag.ipynb #c063
+# %% ../../nbs/data/05_bag.ipynb #c069
 def _read_notes(folder, sources):
     "What `resized.json` says about the copies in a folder; a folder that may hold the user's own files is refused."
-    file, own = folder/'resized.json', next((p for p in sources if Path(p).resolve().is_relative_to(folder.resolve())), None)
-    if own: raise CohortError(f'{folder} holds the original {own}: give another folder, so that no original is written over')
+    file, own = (
+        folder / 'resized.json',
+        next((p for p in sources if Path(p).resolve().is_relative_to(folder.resolve())), None),
+    )
+    if own:
+        raise CohortError(
+            f'{folder} holds the original {own}: give another folder, so that no original is written over'
+        )
     if not file.exists():
-        if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()): raise CohortError(f'{folder} is not empty and has no resized.json: give a new folder, so that no file of yours is written over')
+        if folder.exists() and any(not p.name.startswith('.') for p in folder.iterdir()):
+            raise CohortError(
+                f'{folder} is not empty and has no resized.json: give a new folder, so that no file of yours is written over'
+            )
         return {}
-    try: return json.loads(file.read_text(encoding='utf-8'))['copies']
-    except (ValueError, KeyError, TypeError) as e: raise CohortError(f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew') from e
+    try:
+        return json.loads(file.read_text(encoding='utf-8'))['copies']
+    except (ValueError, KeyError, TypeError) as e:
+        raise CohortError(
+            f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew'
+        ) from e
 
-def _save_notes(folder, notes): _replace(folder/'resized.json', json.dumps(dict(copies=notes)).encode())
+# %% ../../nbs/data/05_bag.ipynb #c070
+def _save_notes(folder, notes):
+    _replace(folder / 'resized.json', json.dumps(dict(copies=notes)).encode())
 
-# %% ../../nbs/data/05_bag.ipynb #c064
+# %% ../../nbs/data/05_bag.ipynb #c071
 def _copy_all(pool, jobs, folder, notes, progress):
     "Run the jobs, (patient, source, name, work), and note each copy that is made; the first failure ends the run."
     todo, fresh = [(*j[:3], pool.submit(j[3])) for j in jobs], 0
     try:
         for patient, source, name, f in progress_bar(todo, leave=False) if progress else todo:
-            try: note = f.result()
-            except Exception as e: raise CohortError(f'{patient}: no resized copy of {source}: {e}. Mend this and call resized again: what is finished is kept') from e
+            try:
+                note = f.result()
+            except Exception as e:
+                raise CohortError(
+                    f'{patient}: no resized copy of {source}: {e}. Mend this and call resized again: what is finished is kept'
+                ) from e
             fresh += note is not notes.get(name)
             notes[name] = note
-            if fresh > len(notes)//50: _save_notes(folder, notes); fresh = 0     # seldom enough to cost nothing in a large cohort
-    except BaseException: pool.shutdown(cancel_futures=True); raise
+            if fresh > len(notes) // 50:
+                _save_notes(folder, notes)
+                fresh = 0  # seldom enough to cost nothing in a large cohort
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
     finally:
-        if fresh: _save_notes(folder, notes)
+        if fresh:
+            _save_notes(folder, notes)
 
-# %% ../../nbs/data/05_bag.ipynb #c065
+# %% ../../nbs/data/05_bag.ipynb #c072
 @patch
-def resized(self:Cohort,
-    folder,                   # Where the copies go: a new folder, or that of an earlier call
-    size:int=224,             # Side of the square copies in px
-    resample:str='bicubic',   # How images are resized
-    n_workers:int|None=None,  # Threads; None: one a core, at most 8
-    progress:bool=True,       # Show a progress bar
-) -> Cohort: # The same patients, labels and groups; paths are those of the copies
+def resized(
+    self: Cohort,
+    folder,  # Where the copies go: a new folder, or that of an earlier call
+    size: int = 224,  # Side of the square copies in px
+    resample: str = 'bicubic',  # How images are resized
+    n_workers: int | None = None,  # Threads; None: one a core, at most 8
+    progress: bool = True,  # Show a progress bar
+) -> Cohort:  # The same patients, labels and groups; paths are those of the copies
     "Write a resized copy of every image, once, and return the cohort of the copies."
     folder, names = Path(folder).expanduser().absolute(), _copy_names(self)
     notes = _read_notes(folder, [p for _, _, p in names])
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder/'resized.json').exists(): _save_notes(folder, notes)      # from now on the folder is known as ours
-    jobs = [(patient, p, n, partial(_copy_image, p, folder/n, notes.get(n), self.digests.get(p), size, resample, s)) for (patient, s, p), n in names.items()]
-    with ThreadPoolExecutor(n_workers or min(8, defaults.cpus)) as pool: _copy_all(pool, jobs, folder, notes, progress)
-    new, column = {k: folder/n for k, n in names.items()}, lambda v: pd.Series(v, self.df.index, dtype=object)
-    df = self.df.assign(**{s: column([None if r[s] is None else new[r.name, s, r[s]] for r in self]) for s in ('OM', 'IM')},
-                        TEM=column([[new[r.name, 'TEM', p] for p in r.TEM] for r in self]))
-    return Cohort(df, self.classes, self._problems, folder, self.name, {folder/n: notes[n]['copy'] for n in names.values()}, self.leaky)
+    if not (folder / 'resized.json').exists():
+        _save_notes(folder, notes)  # from now on the folder is known as ours
+    jobs = [
+        (
+            patient,
+            p,
+            n,
+            partial(_copy_image, p, folder / n, notes.get(n), self.digests.get(p), size, resample, s),
+        )
+        for (patient, s, p), n in names.items()
+    ]
+    with ThreadPoolExecutor(n_workers or min(8, defaults.cpus)) as pool:
+        _copy_all(pool, jobs, folder, notes, progress)
+    new, column = (
+        {k: folder / n for k, n in names.items()},
+        lambda v: pd.Series(v, self.df.index, dtype=object),
+    )
+    df = self.df.assign(
+        **{s: column([None if r[s] is None else new[r.name, s, r[s]] for r in self]) for s in ('OM', 'IM')},
+        TEM=column([[new[r.name, 'TEM', p] for p in r.TEM] for r in self]),
+    )
+    return Cohort(
+        df,
+        self.classes,
+        self._problems,
+        folder,
+        self.name,
+        {folder / n: notes[n]['copy'] for n in names.values()},
+        self.leaky,
+    )

@@ -28,181 +28,225 @@ from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 
 # %% ../../nbs/data/03_cohort.ipynb #c013
-PREFIXES = {'OM': ('OM_',), 'OM-ori': ('OM-ori',), 'IM': ('IM','IF'), 'TEM': ('TEM',)}
+PREFIXES = {'OM': ('OM_',), 'OM-ori': ('OM-ori',), 'IM': ('IM', 'IF'), 'TEM': ('TEM',)}
 "How the name of a file says what it shows: slot → prefixes, upper or lower case"
-
 IMAGE_SUFFIXES = frozenset('.jpg .jpeg .png .tif .tiff .bmp .gif .webp .jp2'.split())
 # camera and scanner formats that Pillow does not open: worth a word in the report, since they are pictures
-FOREIGN_SUFFIXES = frozenset('.dm3 .dm4 .mrc .ser .emi .svs .ndpi .scn .mrxs .czi .lif .nd2 .vsi .dcm .heic'.split()) | {''}
+FOREIGN_SUFFIXES = frozenset(
+    '.dm3 .dm4 .mrc .ser .emi .svs .ndpi .scn .mrxs .czi .lif .nd2 .vsi .dcm .heic'.split()
+) | {''}
 
+# %% ../../nbs/data/03_cohort.ipynb #c014
 def _prefixes(prefixes):
     "The default prefixes with the user's slots put in their place"
     unknown = set(prefixes or {}) - set(PREFIXES)
-    if unknown: raise CohortError(f'prefixes: no slot called {sorted(unknown)}; the slots are {list(PREFIXES)}')
-    return {**PREFIXES, **{s: (p,) if isinstance(p,str) else tuple(p) for s,p in (prefixes or {}).items()}}
+    if unknown:
+        raise CohortError(f'prefixes: no slot called {sorted(unknown)}; the slots are {list(PREFIXES)}')
+    return {**PREFIXES, **{s: (p,) if isinstance(p, str) else tuple(p) for s, p in (prefixes or {}).items()}}
 
+# %% ../../nbs/data/03_cohort.ipynb #c015
 def slot_of(
-    name:str,           # file name, without its folder
+    name: str,  # file name, without its folder
     prefixes=PREFIXES,  # slot → prefixes
-)->str:                 # 'OM', 'OM-ori', 'IM', 'TEM', or None
+) -> str:  # 'OM', 'OM-ori', 'IM', 'TEM', or None
     "The slot that a file name's prefix stands for; the longest prefix that fits wins"
     low, hits = name.lower(), []
-    for slot,ps in prefixes.items():
+    for slot, ps in prefixes.items():
         for p in ps:
             # a prefix of letters only must end there: `IMG_0042` is a camera's name, not an IM image
-            if low.startswith(p.lower()) and not (p.isalpha() and low[len(p):len(p)+1].isalpha()): hits.append((len(p), slot))
+            if low.startswith(p.lower()) and not (p.isalpha() and low[len(p) : len(p) + 1].isalpha()):
+                hits.append((len(p), slot))
     return max(hits)[1] if hits else None
 
-# %% ../../nbs/data/03_cohort.ipynb #c017
+# %% ../../nbs/data/03_cohort.ipynb #c019
 FIXES = {
- 'missing file':     'correct the path in the table, or give the folder that the paths start from as root=',
- 'unreadable':       'open the file in a viewer; export or copy it again from the archive',
- 'empty file':       'copy the file again from the archive: it has no bytes',
- 'blank image':      'export it again, or delete it: every pixel has the same value',
- 'format':           'export it as TIFF, PNG or JPEG',
- 'several pages':    'only the first page is read: save the others as files of their own',
- 'unknown modality': 'rename the file to start with OM_, OM-ori, IM, IF or TEM, or say which prefix means what with prefixes=',
- 'misplaced':        'put images in root/<class>/<patient>/, or name the folder in skip=',
- 'unused image':     'nothing to do; keep one image of this kind to choose it yourself',
- 'unused folder':    'nothing to do; a class folder holds patient folders',
- 'repeated image':   'delete one of the two files',
- 'shared image':     'find out whose it is and delete the copy: the two patients must not be on two sides of a split',
- 'leak':             'remove the shared images, or quote figures on a separate test set only',
- 'no modality':      'add an OM, IM or TEM image, or delete the patient',
- 'missing patient':  'fill in the patient of this row',
- 'duplicate patient':"give each patient one label, or, if folders number patients anew in every class, read with ids='class/name'",
- 'two groups':       'give each patient one group; here its groups were join_cohorts',
- 'missing group':    'name its group; until then the patient is a group of its own',
- 'missing label':    'fill in the label',
- 'unlabelled':       'enough for prediction; to train, use root/<class>/<patient>/ or a label column',
- 'unknown class':    'correct the label, or add the class to classes=',
- 'class of one':     'add patients, or name the classes to use in classes= without this one: it cannot be learnt and tested',
- 'class of none':    'add patients of this class, or take it out of classes=',
- 'unread split':     "read one of them with split=",
+    'missing file': 'correct the path in the table, or give the folder that the paths start from as root=',
+    'unreadable': 'open the file in a viewer; export or copy it again from the archive',
+    'empty file': 'copy the file again from the archive: it has no bytes',
+    'blank image': 'export it again, or delete it: every pixel has the same value',
+    'format': 'export it as TIFF, PNG or JPEG',
+    'several pages': 'only the first page is read: save the others as files of their own',
+    'unknown modality': 'rename the file to start with OM_, OM-ori, IM, IF or TEM, or say which prefix means what with prefixes=',
+    'misplaced': 'put images in root/<class>/<patient>/, or name the folder in skip=',
+    'unused image': 'nothing to do; keep one image of this kind to choose it yourself',
+    'unused folder': 'nothing to do; a class folder holds patient folders',
+    'repeated image': 'delete one of the two files',
+    'shared image': 'find out whose it is and delete the copy: the two patients must not be on two sides of a split',
+    'leak': 'remove the shared images, or quote figures on a separate test set only',
+    'no modality': 'add an OM, IM or TEM image, or delete the patient',
+    'missing patient': 'fill in the patient of this row',
+    'duplicate patient': "give each patient one label, or, if folders number patients anew in every class, read with ids='class/name'",
+    'two groups': 'give each patient one group; here its groups were join_cohorts',
+    'missing group': 'name its group; until then the patient is a group of its own',
+    'missing label': 'fill in the label',
+    'unlabelled': 'enough for prediction; to train, use root/<class>/<patient>/ or a label column',
+    'unknown class': 'correct the label, or add the class to classes=',
+    'class of one': 'add patients, or name the classes to use in classes= without this one: it cannot be learnt and tested',
+    'class of none': 'add patients of this class, or take it out of classes=',
+    'unread split': "read one of them with split=",
 }
 "Every kind of problem, and its fix"
 
+# %% ../../nbs/data/03_cohort.ipynb #c020
 @dataclass(frozen=True)
 class Problem:
     "One finding at the door"
-    patient:str # patient id, '' if it concerns the whole cohort
-    file:str    # path below the cohort's root, '' if no file is concerned
-    kind:str    # one of `FIXES`
-    what:str    # what is wrong, in words
-    fix:str     # what to do about it
-    action:str  # what was done about it
 
-# %% ../../nbs/data/03_cohort.ipynb #c018
+    patient: str  # patient id, '' if it concerns the whole cohort
+    file: str  # path below the cohort's root, '' if no file is concerned
+    kind: str  # one of `FIXES`
+    what: str  # what is wrong, in words
+    fix: str  # what to do about it
+    action: str  # what was done about it
+
+# %% ../../nbs/data/03_cohort.ipynb #c021
 class Problems(list):
     "All findings of one reading, as a list, a table or a text"
-    def add(self,
-        kind:str,       # one of `FIXES`
-        what:str,       # in words
-        action:str,     # 'left out: image', 'left out: patient', 'left out: folder', 'kept' or 'unused'
-        patient:str='', # patient id
-        file:str='',    # path below the root
-    ): self.append(Problem(patient, str(file), kind, what, FIXES[kind], action))
+
+    def add(
+        self,
+        kind: str,  # one of `FIXES`
+        what: str,  # in words
+        action: str,  # 'left out: image', 'left out: patient', 'left out: folder', 'kept' or 'unused'
+        patient: str = '',  # patient id
+        file: str = '',  # path below the root
+    ):
+        self.append(Problem(patient, str(file), kind, what, FIXES[kind], action))
 
     @property
-    def errors(self): return Problems(p for p in self if p.action != 'unused')
-    @property
-    def left_out(self): return Problems(p for p in self if p.action.startswith('left out'))
+    def errors(self):
+        return Problems(p for p in self if p.action != 'unused')
 
-    def frame(self)->pd.DataFrame: # one row a problem
+    @property
+    def left_out(self):
+        return Problems(p for p in self if p.action.startswith('left out'))
+
+    def frame(self) -> pd.DataFrame:  # one row a problem
         "The findings as a table"
-        return pd.DataFrame([astuple(p) for p in self], columns=[f.name for f in fields(Problem)], dtype=object)
+        return pd.DataFrame(
+            [astuple(p) for p in self], columns=[f.name for f in fields(Problem)], dtype=object
+        )
 
-    def text(self,
-        limit:int=8, # lines a kind, None for all
-    )->str:
+    def text(
+        self,
+        limit: int = 8,  # lines a kind, None for all
+    ) -> str:
         "The findings as text: by kind, its fix once, then patient, file and what was done"
         out, kinds = [], dict.fromkeys(p.kind for p in self)
-        for kind in sorted(kinds, key=lambda k: k != 'leak'): # the loudest first
-            ps = [p for p in self if p.kind==kind]
+        for kind in sorted(kinds, key=lambda k: k != 'leak'):  # the loudest first
+            ps = [p for p in self if p.kind == kind]
             out.append(f'{kind} ({len(ps)}). How to fix: {ps[0].fix}.')
-            for p in ps[:limit]: out.append('  ' + ' | '.join(s for s in (p.patient, p.file, p.what, p.action) if s))
-            if limit is not None and len(ps) > limit: out.append(f'  … and {len(ps)-limit} more')
+            for p in ps[:limit]:
+                out.append('  ' + ' | '.join(s for s in (p.patient, p.file, p.what, p.action) if s))
+            if limit is not None and len(ps) > limit:
+                out.append(f'  … and {len(ps) - limit} more')
         return '\n'.join(out)
 
-# %% ../../nbs/data/03_cohort.ipynb #c019
+# %% ../../nbs/data/03_cohort.ipynb #c022
 class CohortError(ValueError):
     "The cohort cannot be used; `problems` holds the findings behind it"
-    def __init__(self,
-        message:str,     # what cannot be done, and the fix
-        problems=(),     # findings, all of them
+
+    def __init__(
+        self,
+        message: str,  # what cannot be done, and the fix
+        problems=(),  # findings, all of them
     ):
         self.problems = Problems(problems)
         super().__init__('\n'.join(filter(None, (message, self.problems.text(limit=None)))))
 
-class CohortWarning(UserWarning): "Something was left out of a cohort, or its splits leak; the report has the details"
+class CohortWarning(UserWarning):
+    "Something was left out of a cohort, or its splits leak; the report has the details"
 
-# %% ../../nbs/data/03_cohort.ipynb #c023
+# %% ../../nbs/data/03_cohort.ipynb #c026
 class ImageCheck(NamedTuple):
     "What reading one image file showed"
-    digest:str    # fingerprint of the bytes, '' if there are none
-    kind:str=''   # a kind of problem, '' if all is well
-    what:str=''   # in words
 
+    digest: str  # fingerprint of the bytes, '' if there are none
+    kind: str = ''  # a kind of problem, '' if all is well
+    what: str = ''  # in words
+
+# %% ../../nbs/data/03_cohort.ipynb #c027
 def _pixels(data, reduced):
     "Pixels of an image held in memory, without transparency, which is no content; and its number of pages"
     with Image.open(io.BytesIO(data)) as im:
         pages = getattr(im, 'n_frames', 1)
         # a JPEG decoded at an eighth of its size is still read to the last byte, in less than half the time
-        if reduced and im.format=='JPEG': im.draft(im.mode, (im.width//8, im.height//8))
+        if reduced and im.format == 'JPEG':
+            im.draft(im.mode, (im.width // 8, im.height // 8))
         a = np.asarray(im)
-        return (a[...,:-1] if im.mode in ('LA','PA','RGBA') else a), pages
+        return (a[..., :-1] if im.mode in ('LA', 'PA', 'RGBA') else a), pages
 
-def _flat(a): return (a==a[:1,:1]).all()
+def _flat(a):
+    return (a == a[:1, :1]).all()
 
+# %% ../../nbs/data/03_cohort.ipynb #c028
 def _decode(data):
     "Decode an image held in memory; its kind of problem and words for it"
     a, pages = _pixels(data, reduced=True)
-    if a.dtype.kind=='f' and not np.isfinite(a).all(): return 'unreadable', 'pixels that are NaN or infinite'
-    if _flat(a) and _flat(_pixels(data, reduced=False)[0]): return 'blank image', f'every pixel is {a[0,0].tolist()}'
+    if a.dtype.kind == 'f' and not np.isfinite(a).all():
+        return 'unreadable', 'pixels that are NaN or infinite'
+    if _flat(a) and _flat(_pixels(data, reduced=False)[0]):
+        return 'blank image', f'every pixel is {a[0, 0].tolist()}'
     return ('several pages', f'{pages} pages in one file') if pages > 1 else ('', '')
 
-# %% ../../nbs/data/03_cohort.ipynb #c024
+# %% ../../nbs/data/03_cohort.ipynb #c029
 def check_image(
-    path,              # image file
-    check='full',      # 'full' decodes every pixel, 'fast' reads the bytes and the header
-)->ImageCheck:         # fingerprint, kind of problem, words
+    path,  # image file
+    check='full',  # 'full' decodes every pixel, 'fast' reads the bytes and the header
+) -> ImageCheck:  # fingerprint, kind of problem, words
     "Read one image file and say what is wrong with it, if anything is"
-    try: data = Path(path).read_bytes()
-    except FileNotFoundError: return ImageCheck('', 'missing file', 'there is no such file')
-    except OSError as e: return ImageCheck('', 'unreadable', f'cannot be read from disk: {e.strerror}')
-    if not data: return ImageCheck('', 'empty file', 'the file has no bytes')
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return ImageCheck('', 'missing file', 'there is no such file')
+    except OSError as e:
+        return ImageCheck('', 'unreadable', f'cannot be read from disk: {e.strerror}')
+    if not data:
+        return ImageCheck('', 'empty file', 'the file has no bytes')
     digest = blake2b(data, digest_size=16).hexdigest()
     try:
-        with Image.open(io.BytesIO(data)) as im: im.verify()     # checksums, where the format has them
-        return ImageCheck(digest, *(_decode(data) if check=='full' else ()))
-    except UnidentifiedImageError: return ImageCheck(digest, 'unreadable', 'not an image that Pillow knows')
-    except MemoryError: raise
+        with Image.open(io.BytesIO(data)) as im:
+            im.verify()  # checksums, where the format has them
+        return ImageCheck(digest, *(_decode(data) if check == 'full' else ()))
+    except UnidentifiedImageError:
+        return ImageCheck(digest, 'unreadable', 'not an image that Pillow knows')
+    except MemoryError:
+        raise
     # decoders raise all sorts on damaged files; whatever it is, it goes into the report
-    except Exception as e: return ImageCheck(digest, 'unreadable', f'damaged or truncated: {e}')
+    except Exception as e:
+        return ImageCheck(digest, 'unreadable', f'damaged or truncated: {e}')
 
-# %% ../../nbs/data/03_cohort.ipynb #c031
+# %% ../../nbs/data/03_cohort.ipynb #c036
 @dataclass
 class Draft:
     "Everything that was claimed about one patient, before checking"
-    patient:str                                  # id
-    labels:list = field(default_factory=list)    # distinct labels
-    groups:list = field(default_factory=list)    # distinct groups
-    images:list = field(default_factory=list)    # (slot, path)
+
+    patient: str  # id
+    labels: list = field(default_factory=list)  # distinct labels
+    groups: list = field(default_factory=list)  # distinct groups
+    images: list = field(default_factory=list)  # (slot, path)
 
     def claim(self, label=None, group=None):
         "Note a label and a group, once each"
-        if label is not None and label not in self.labels: self.labels.append(label)
-        if group is not None and group not in self.groups: self.groups.append(group)
+        if label is not None and label not in self.labels:
+            self.labels.append(label)
+        if group is not None and group not in self.groups:
+            self.groups.append(group)
         return self
 
-def _draft(drafts, patient): return drafts.setdefault(patient, Draft(patient))
+# %% ../../nbs/data/03_cohort.ipynb #c037
+def _draft(drafts, patient):
+    return drafts.setdefault(patient, Draft(patient))
 
-# %% ../../nbs/data/03_cohort.ipynb #c033
+# %% ../../nbs/data/03_cohort.ipynb #c039
 _JUNK = ('thumbs.db', 'desktop.ini')
 
 def _listing(folder):
     "Visible sub-folders and files of a folder, each sorted by name"
-    entries = sorted((p for p in folder.iterdir() if not p.name.startswith('.') and p.name.lower() not in _JUNK), key=lambda p: p.name)
+    entries = sorted(
+        (p for p in folder.iterdir() if not p.name.startswith('.') and p.name.lower() not in _JUNK),
+        key=lambda p: p.name,
+    )
     return [p for p in entries if p.is_dir()], [p for p in entries if not p.is_dir()]
 
 def _below(path, root):
@@ -210,545 +254,922 @@ def _below(path, root):
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
-def _is_slot_image(f, prefixes): return f.suffix.lower() in IMAGE_SUFFIXES and slot_of(f.name, prefixes) is not None
+# %% ../../nbs/data/03_cohort.ipynb #c040
+def _is_slot_image(f, prefixes):
+    return f.suffix.lower() in IMAGE_SUFFIXES and slot_of(f.name, prefixes) is not None
 
+# %% ../../nbs/data/03_cohort.ipynb #c041
 def _read_patient(folder, draft, problems, prefixes, root):
     "Put the images of one patient's folder into its draft"
     dirs, files = _listing(folder)
     for f in files:
         slot, suffix = slot_of(f.name, prefixes), f.suffix.lower()
-        if slot and suffix in IMAGE_SUFFIXES: draft.images.append((slot, f))
-        elif slot and suffix in FOREIGN_SUFFIXES: problems.add('format', f'{suffix or "no suffix"}: not a format that is read here', 'left out: image', draft.patient, _below(f,root))
-        elif suffix in IMAGE_SUFFIXES|FOREIGN_SUFFIXES-{''}: problems.add('unknown modality', 'an image, but its name has no known prefix', 'left out: image', draft.patient, _below(f,root))
+        if slot and suffix in IMAGE_SUFFIXES:
+            draft.images.append((slot, f))
+        elif slot and suffix in FOREIGN_SUFFIXES:
+            problems.add(
+                'format',
+                f'{suffix or "no suffix"}: not a format that is read here',
+                'left out: image',
+                draft.patient,
+                _below(f, root),
+            )
+        elif suffix in IMAGE_SUFFIXES | FOREIGN_SUFFIXES - {''}:
+            problems.add(
+                'unknown modality',
+                'an image, but its name has no known prefix',
+                'left out: image',
+                draft.patient,
+                _below(f, root),
+            )
     for d in dirs:
-        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in d.rglob('*')): problems.add('misplaced', "a folder with images inside a patient's folder", 'left out: folder', draft.patient, _below(d,root))
+        if any(p.suffix.lower() in IMAGE_SUFFIXES for p in d.rglob('*')):
+            problems.add(
+                'misplaced',
+                "a folder with images inside a patient's folder",
+                'left out: folder',
+                draft.patient,
+                _below(d, root),
+            )
 
-# %% ../../nbs/data/03_cohort.ipynb #c035
+# %% ../../nbs/data/03_cohort.ipynb #c043
 def _flat_folder(d, files, problems, prefixes, root):
     "Say what becomes of a folder without patient folders beside the classes"
-    if any(_is_slot_image(f,prefixes) for f in files): problems.add('misplaced', 'images, but no patient folders: not read as a class', 'left out: folder', '', _below(d,root))
-    else: problems.add('unused folder', 'holds no patient folders', 'unused', '', _below(d,root))
+    if any(_is_slot_image(f, prefixes) for f in files):
+        problems.add(
+            'misplaced',
+            'images, but no patient folders: not read as a class',
+            'left out: folder',
+            '',
+            _below(d, root),
+        )
+    else:
+        problems.add('unused folder', 'holds no patient folders', 'unused', '', _below(d, root))
 
+# %% ../../nbs/data/03_cohort.ipynb #c044
 def _read_folder(root, problems, prefixes, ids, skip):
     "Drafts of all patients below a folder"
     drafts, (dirs, files) = {}, _listing(root)
-    skipped, dirs = [d for d in dirs if d.name.lower() in skip], [d for d in dirs if d.name.lower() not in skip]
+    skipped, dirs = (
+        [d for d in dirs if d.name.lower() in skip],
+        [d for d in dirs if d.name.lower() not in skip],
+    )
     inside = {d: _listing(d) for d in dirs}
-    for d in skipped: problems.add('unused folder', 'not a class: its name is in skip=', 'unused', '', d.name)
-    if not any(sub for sub,_ in inside.values()):               # no class level
-        cases = [d for d in dirs if any(_is_slot_image(f,prefixes) for f in inside[d][1])]
-        if not cases and any(_is_slot_image(f,prefixes) for f in files): cases, files = [root], []
-        for d in cases: _read_patient(d, _draft(drafts, d.name), problems, prefixes, root)
+    for d in skipped:
+        problems.add('unused folder', 'not a class: its name is in skip=', 'unused', '', d.name)
+    if not any(sub for sub, _ in inside.values()):  # no class level
+        cases = [d for d in dirs if any(_is_slot_image(f, prefixes) for f in inside[d][1])]
+        if not cases and any(_is_slot_image(f, prefixes) for f in files):
+            cases, files = [root], []
+        for d in cases:
+            _read_patient(d, _draft(drafts, d.name), problems, prefixes, root)
     else:
-        for d,(sub,loose) in inside.items():
-            if not sub: _flat_folder(d, loose, problems, prefixes, root); continue
+        for d, (sub, loose) in inside.items():
+            if not sub:
+                _flat_folder(d, loose, problems, prefixes, root)
+                continue
             files = files + loose
             for p in sub:
-                if p.name.lower() not in skip: _read_patient(p, _draft(drafts, f'{d.name}/{p.name}' if ids=='class/name' else p.name).claim(d.name), problems, prefixes, root)
+                if p.name.lower() not in skip:
+                    _read_patient(
+                        p,
+                        _draft(drafts, f'{d.name}/{p.name}' if ids == 'class/name' else p.name).claim(d.name),
+                        problems,
+                        prefixes,
+                        root,
+                    )
     for f in files:
-        if _is_slot_image(f,prefixes): problems.add('misplaced', 'an image outside any patient folder', 'left out: image', '', _below(f,root))
+        if _is_slot_image(f, prefixes):
+            problems.add(
+                'misplaced', 'an image outside any patient folder', 'left out: image', '', _below(f, root)
+            )
     return drafts
 
-# %% ../../nbs/data/03_cohort.ipynb #c038
+# %% ../../nbs/data/03_cohort.ipynb #c047
 _NA = ['', 'NA', 'N/A', '#N/A', 'nan', 'NaN', 'null', '<NA>']
 
+# %% ../../nbs/data/03_cohort.ipynb #c048
 def _read_csv(path):
     "A CSV file as text columns; comma, semicolon or tab"
-    try: text = path.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e: raise CohortError(f'{path.name} is not UTF-8 text: save the table as "CSV UTF-8"') from e
-    if not text.strip(): raise CohortError(f'{path.name} is empty: it needs a header line and one line an image or a patient')
+    try:
+        text = path.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise CohortError(f'{path.name} is not UTF-8 text: save the table as "CSV UTF-8"') from e
+    if not text.strip():
+        raise CohortError(f'{path.name} is empty: it needs a header line and one line an image or a patient')
     head = text.lstrip().splitlines()[0]
-    try: df = pd.read_csv(io.StringIO(text), sep=max(',;\t', key=head.count), dtype=str, keep_default_na=False, na_values=_NA)
-    except pd.errors.ParserError as e: raise CohortError(f'{path.name} is not a regular table ({e}): give every line as many fields as the header') from e
-    if not isinstance(df.index, pd.RangeIndex): raise CohortError(f'{path.name}: its lines have more fields than its header has names')
+    try:
+        df = pd.read_csv(
+            io.StringIO(text),
+            sep=max(',;\t', key=head.count),
+            dtype=str,
+            keep_default_na=False,
+            na_values=_NA,
+        )
+    except pd.errors.ParserError as e:
+        raise CohortError(
+            f'{path.name} is not a regular table ({e}): give every line as many fields as the header'
+        ) from e
+    if not isinstance(df.index, pd.RangeIndex):
+        raise CohortError(f'{path.name}: its lines have more fields than its header has names')
     return df
 
+# %% ../../nbs/data/03_cohort.ipynb #c049
 def _text(v):
     "A cell as stripped text, None if there is nothing in it"
-    if v is None or (pd.api.types.is_scalar(v) and pd.isna(v)): return None
-    if isinstance(v, float) and v.is_integer(): v = int(v)        # whole numbers that a missing neighbour turned into floats
+    if v is None or (pd.api.types.is_scalar(v) and pd.isna(v)):
+        return None
+    if isinstance(v, float) and v.is_integer():
+        v = int(v)  # whole numbers that a missing neighbour turned into floats
     return str(v).strip() or None
 
+# %% ../../nbs/data/03_cohort.ipynb #c050
 def _paths(v, base):
     "A cell as a list of paths: a list, or text join_cohorts by | or ;"
-    if isinstance(v, (list,tuple,np.ndarray)): parts = [_text(x) for x in v]
-    else: t = _text(v); parts = [] if t is None else t.split('|' if '|' in t else ';')
+    if isinstance(v, (list, tuple, np.ndarray)):
+        parts = [_text(x) for x in v]
+    else:
+        t = _text(v)
+        parts = [] if t is None else t.split('|' if '|' in t else ';')
     parts = [p.strip() for p in parts if p and p.strip()]
-    if os.sep=='/': parts = [p if (base/p).exists() else p.replace('\\','/') for p in parts]  # tables written on Windows
-    return [base/p for p in parts]
+    if os.sep == '/':
+        parts = [
+            p if (base / p).exists() else p.replace('\\', '/') for p in parts
+        ]  # tables written on Windows
+    return [base / p for p in parts]
 
-# %% ../../nbs/data/03_cohort.ipynb #c039
-_FIELDS = ('patient','label','group','split','path','modality')
+# %% ../../nbs/data/03_cohort.ipynb #c051
+_FIELDS = ('patient', 'label', 'group', 'split', 'path', 'modality')
 
 def _slot_of_word(word, prefixes):
     "The slot that a column or a modality cell names: OM, IM, IF, TEM, …"
-    return {p.strip('_- ').lower(): s for s,ps in prefixes.items() for p in (*ps, s)}.get((word or '').strip('_- ').lower())
+    return {p.strip('_- ').lower(): s for s, ps in prefixes.items() for p in (*ps, s)}.get(
+        (word or '').strip('_- ').lower()
+    )
 
+# %% ../../nbs/data/03_cohort.ipynb #c052
 def _find_columns(df, columns, prefixes):
     "Which column holds which field, and which columns hold which slot"
     low, columns = {str(c).strip().lower(): c for c in df.columns}, dict(columns or {})
-    for k,c in columns.items():
-        if k not in _FIELDS and _slot_of_word(k, prefixes) is None: raise CohortError(f'columns: {k!r} is not a field; the fields are {[*_FIELDS, *PREFIXES]}')
-        if str(c).strip().lower() not in low: raise CohortError(f'columns: the table has no column {c!r}; it has {list(df.columns)}')
+    for k, c in columns.items():
+        if k not in _FIELDS and _slot_of_word(k, prefixes) is None:
+            raise CohortError(f'columns: {k!r} is not a field; the fields are {[*_FIELDS, *PREFIXES]}')
+        if str(c).strip().lower() not in low:
+            raise CohortError(f'columns: the table has no column {c!r}; it has {list(df.columns)}')
     where = {f: low[f] for f in _FIELDS if f in low}
-    where.update({k: low[str(c).strip().lower()] for k,c in columns.items() if k in _FIELDS})
-    slots = {low[str(c).strip().lower()]: _slot_of_word(k,prefixes) for k,c in columns.items() if k not in _FIELDS}
+    where.update({k: low[str(c).strip().lower()] for k, c in columns.items() if k in _FIELDS})
+    slots = {
+        low[str(c).strip().lower()]: _slot_of_word(k, prefixes)
+        for k, c in columns.items()
+        if k not in _FIELDS
+    }
     taken = set(where.values()) | set(slots)
-    slots.update({c: _slot_of_word(n,prefixes) for n,c in low.items() if c not in taken and _slot_of_word(n,prefixes) and _slot_of_word(n,prefixes) not in slots.values()})
+    slots.update(
+        {
+            c: _slot_of_word(n, prefixes)
+            for n, c in low.items()
+            if c not in taken
+            and _slot_of_word(n, prefixes)
+            and _slot_of_word(n, prefixes) not in slots.values()
+        }
+    )
     return where, slots
 
-# %% ../../nbs/data/03_cohort.ipynb #c040
+# %% ../../nbs/data/03_cohort.ipynb #c053
 def _add_image_row(draft, row, where, base, problems, prefixes, line, root):
     "One row an image: put its file into the draft"
     paths = _paths(row[where['path']], base)
-    if not paths: problems.add('missing file', f'{line} names no file', 'left out: image', draft.patient)
+    if not paths:
+        problems.add('missing file', f'{line} names no file', 'left out: image', draft.patient)
     for p in paths:
         word = _text(row[where['modality']]) if 'modality' in where else None
         slot = _slot_of_word(word, prefixes) if word else slot_of(p.name, prefixes)
-        if slot: draft.images.append((slot, p))
-        else: problems.add('unknown modality', f'{line}: ' + (f'modality {word!r}' if word else 'no modality, and no known prefix in the name'), 'left out: image', draft.patient, _below(p,root))
+        if slot:
+            draft.images.append((slot, p))
+        else:
+            problems.add(
+                'unknown modality',
+                f'{line}: '
+                + (f'modality {word!r}' if word else 'no modality, and no known prefix in the name'),
+                'left out: image',
+                draft.patient,
+                _below(p, root),
+            )
 
+# %% ../../nbs/data/03_cohort.ipynb #c054
 def _read_table(df, problems, prefixes, columns, base):
     "Drafts of all patients in a table, of either habit"
     where, slots = _find_columns(df, columns, prefixes)
-    if 'patient' not in where: raise CohortError(f"the table has no patient column; it has {list(df.columns)}. Name it with columns={{'patient': …}}")
-    if not slots and 'path' not in where: raise CohortError(f'the table has neither a path column nor any of OM, IM, TEM; it has {list(df.columns)}')
+    if 'patient' not in where:
+        raise CohortError(
+            f"the table has no patient column; it has {list(df.columns)}. Name it with columns={{'patient': …}}"
+        )
+    if not slots and 'path' not in where:
+        raise CohortError(
+            f'the table has neither a path column nor any of OM, IM, TEM; it has {list(df.columns)}'
+        )
     drafts, seen = {}, set()
-    for i,row in enumerate(df.to_dict('records'), start=2):
+    for i, row in enumerate(df.to_dict('records'), start=2):
         line, patient = f'line {i}', _text(row[where['patient']])
-        if patient is None: problems.add('missing patient', f'{line} names no patient', 'left out: image' if not slots else 'left out: patient'); continue
-        d = _draft(drafts, patient).claim(*(_text(row[where[k]]) if k in where else None for k in ('label','group')))
+        if patient is None:
+            problems.add(
+                'missing patient',
+                f'{line} names no patient',
+                'left out: image' if not slots else 'left out: patient',
+            )
+            continue
+        d = _draft(drafts, patient).claim(
+            *(_text(row[where[k]]) if k in where else None for k in ('label', 'group'))
+        )
         if slots:
-            if patient in seen and len(d.labels) < 2: problems.add('duplicate patient', f'{line} is a second row of this patient: its images were join_cohorts', 'kept', patient)
-            for c,slot in slots.items(): d.images += [(slot,p) for p in _paths(row[c], base)]
-        else: _add_image_row(d, row, where, base, problems, prefixes, line, base)
+            if patient in seen and len(d.labels) < 2:
+                problems.add(
+                    'duplicate patient',
+                    f'{line} is a second row of this patient: its images were join_cohorts',
+                    'kept',
+                    patient,
+                )
+            for c, slot in slots.items():
+                d.images += [(slot, p) for p in _paths(row[c], base)]
+        else:
+            _add_image_row(d, row, where, base, problems, prefixes, line, base)
         seen.add(patient)
     return drafts
 
-# %% ../../nbs/data/03_cohort.ipynb #c042
+# %% ../../nbs/data/03_cohort.ipynb #c056
 def _settle_labels(drafts, problems, classes, labelled):
     "Patients with one known label; the others are reported"
     good, known = [], any(d.labels for d in drafts.values())
     for d in drafts.values():
-        if len(d.labels) > 1: problems.add('duplicate patient', f'stands under {" and ".join(map(repr, d.labels))}', 'left out: patient', d.patient)
-        elif not d.labels and (known if labelled is None else labelled): problems.add('missing label', 'has no label', 'left out: patient', d.patient)
-        elif d.labels and classes and d.labels[0] not in classes: problems.add('unknown class', f'label {d.labels[0]!r} is not among {list(classes)}', 'left out: patient', d.patient)
-        else: good.append(d)
-    if labelled is None and not known: problems.add('unlabelled', 'no patient has a label: these cases can be predicted, not trained on', 'kept')
+        if len(d.labels) > 1:
+            problems.add(
+                'duplicate patient',
+                f'stands under {" and ".join(map(repr, d.labels))}',
+                'left out: patient',
+                d.patient,
+            )
+        elif not d.labels and (known if labelled is None else labelled):
+            problems.add('missing label', 'has no label', 'left out: patient', d.patient)
+        elif d.labels and classes and d.labels[0] not in classes:
+            problems.add(
+                'unknown class',
+                f'label {d.labels[0]!r} is not among {list(classes)}',
+                'left out: patient',
+                d.patient,
+            )
+        else:
+            good.append(d)
+    if labelled is None and not known:
+        problems.add(
+            'unlabelled', 'no patient has a label: these cases can be predicted, not trained on', 'kept'
+        )
     return good
 
-# %% ../../nbs/data/03_cohort.ipynb #c044
+# %% ../../nbs/data/03_cohort.ipynb #c058
 def _check_images(drafts, problems, root, check, progress):
     "Read all images; leave out what is unusable and return the fingerprints of the rest"
-    paths = list(dict.fromkeys(p for d in drafts for _,p in d.images))
-    look = (lambda p: check_image(p, check)) if check else (lambda p: ImageCheck('') if p.is_file() else ImageCheck('', 'missing file', 'there is no such file'))
+    paths = list(dict.fromkeys(p for d in drafts for _, p in d.images))
+    look = (
+        (lambda p: check_image(p, check))
+        if check
+        else (
+            lambda p: (
+                ImageCheck('') if p.is_file() else ImageCheck('', 'missing file', 'there is no such file')
+            )
+        )
+    )
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as ex:
         results = ex.map(look, paths)
-        if progress: results = progress_bar(results, total=len(paths), leave=False)
+        if progress:
+            results = progress_bar(results, total=len(paths), leave=False)
         seen = dict(zip(paths, results))
     for d in drafts:
         good = []
-        for slot,p in d.images:
+        for slot, p in d.images:
             kind, what = seen[p][1:]
             usable = kind in ('', 'several pages')
-            if kind: problems.add(kind, what, 'kept' if usable else 'left out: image', d.patient, _below(p,root))
-            if usable: good.append((slot,p))
+            if kind:
+                problems.add(kind, what, 'kept' if usable else 'left out: image', d.patient, _below(p, root))
+            if usable:
+                good.append((slot, p))
         d.images = good
-    return {p: c.digest for p,c in seen.items() if c.digest}
+    return {p: c.digest for p, c in seen.items() if c.digest}
 
-# %% ../../nbs/data/03_cohort.ipynb #c046
+# %% ../../nbs/data/03_cohort.ipynb #c060
 def _fill_slots(d, digests, problems, root):
     "One row of the cohort: OM, IM and the bag, from a draft's sound images"
     by_name = sorted(d.images, key=lambda sp: (sp[1].name, str(sp[1])))
-    of = lambda *slots: [p for s in slots for slot,p in by_name if slot==s]
-    om, im, bag, seen = of('OM','OM-ori'), of('IM'), [], {}
-    for name,some in (('OM',om),('IM',im)):
+    of = lambda *slots: [p for s in slots for slot, p in by_name if slot == s]
+    om, im, bag, seen = of('OM', 'OM-ori'), of('IM'), [], {}
+    for name, some in (('OM', om), ('IM', im)):
         for p in some[1:]:
-            if p != some[0]: problems.add('unused image', f'{name} is taken from {some[0].name}', 'unused', d.patient, _below(p,root))
+            if p != some[0]:
+                problems.add(
+                    'unused image',
+                    f'{name} is taken from {some[0].name}',
+                    'unused',
+                    d.patient,
+                    _below(p, root),
+                )
     for p in of('TEM'):
         first = seen.setdefault(digests.get(p, p), p)
-        if first is p: bag.append(p)
-        else: problems.add('repeated image', f'the same image as {first.name}, twice in one bag', 'left out: image', d.patient, _below(p,root))
+        if first is p:
+            bag.append(p)
+        else:
+            problems.add(
+                'repeated image',
+                f'the same image as {first.name}, twice in one bag',
+                'left out: image',
+                d.patient,
+                _below(p, root),
+            )
     used = om[:1] + im[:1] + bag
-    for p,q in combinations(used, 2):
-        if digests.get(p, p)==digests.get(q, q): problems.add('repeated image', f'the same image as {p.name}, in another modality', 'kept', d.patient, _below(q,root))
+    for p, q in combinations(used, 2):
+        if digests.get(p, p) == digests.get(q, q):
+            problems.add(
+                'repeated image',
+                f'the same image as {p.name}, in another modality',
+                'kept',
+                d.patient,
+                _below(q, root),
+            )
     return dict(OM=om[0] if om else None, IM=im[0] if im else None, TEM=bag)
 
-# %% ../../nbs/data/03_cohort.ipynb #c047
+# %% ../../nbs/data/03_cohort.ipynb #c061
 def _fill_rows(drafts, digests, problems, root):
     "All rows of the cohort, sorted by patient; who has no image at all is left out"
     rows = {}
     for d in sorted(drafts, key=lambda d: d.patient):
         row = _fill_slots(d, digests, problems, root)
-        if row['OM'] or row['IM'] or row['TEM']: rows[d.patient] = dict(label=d.labels[0] if d.labels else None, **row)
-        else: problems.add('no modality', 'no usable OM, IM or TEM image', 'left out: patient', d.patient)
-    df = pd.DataFrame(index=pd.Index(list(rows), dtype=object, name='patient'), columns=['label','OM','IM','TEM'], dtype=object)
-    for c in df.columns: df[c] = pd.Series([r[c] for r in rows.values()], index=df.index, dtype=object)
+        if row['OM'] or row['IM'] or row['TEM']:
+            rows[d.patient] = dict(label=d.labels[0] if d.labels else None, **row)
+        else:
+            problems.add('no modality', 'no usable OM, IM or TEM image', 'left out: patient', d.patient)
+    df = pd.DataFrame(
+        index=pd.Index(list(rows), dtype=object, name='patient'),
+        columns=['label', 'OM', 'IM', 'TEM'],
+        dtype=object,
+    )
+    for c in df.columns:
+        df[c] = pd.Series([r[c] for r in rows.values()], index=df.index, dtype=object)
     return df
 
-# %% ../../nbs/data/03_cohort.ipynb #c049
+# %% ../../nbs/data/03_cohort.ipynb #c063
 def _connected(keys):
     "Number of the connected part for each patient, from the set of things each patient has"
-    ids = {k:i for i,k in enumerate(dict.fromkeys(k for ks in keys for k in ks))}
-    n, edges = len(keys), [(i, ids[k]) for i,ks in enumerate(keys) for k in ks]
+    ids = {k: i for i, k in enumerate(dict.fromkeys(k for ks in keys for k in ks))}
+    n, edges = len(keys), [(i, ids[k]) for i, ks in enumerate(keys) for k in ks]
     r, c = np.array(edges).T
-    graph = coo_matrix((np.ones(len(edges)), (r, c+n)), shape=(n+len(ids),)*2)
+    graph = coo_matrix((np.ones(len(edges)), (r, c + n)), shape=(n + len(ids),) * 2)
     return connected_components(graph, directed=False)[1][:n]
 
+# %% ../../nbs/data/03_cohort.ipynb #c064
 def _shared_images(df, digests):
     "Fingerprint → (patient, file) of every image that is used by more than one patient"
     users = defaultdict(dict)
-    for patient,row in df.iterrows():
-        for p in _images(row): users[digests.get(p, p)].setdefault(patient, p)
-    return {k:u for k,u in users.items() if len(u) > 1}
+    for patient, row in df.iterrows():
+        for p in _images(row):
+            users[digests.get(p, p)].setdefault(patient, p)
+    return {k: u for k, u in users.items() if len(u) > 1}
 
-def _images(row): return [p for p in (row.OM, row.IM) if p is not None] + list(row.TEM)
+def _images(row):
+    return [p for p in (row.OM, row.IM) if p is not None] + list(row.TEM)
 
-# %% ../../nbs/data/03_cohort.ipynb #c050
+# %% ../../nbs/data/03_cohort.ipynb #c065
 def _given_groups(drafts, group, problems):
     "Groups claimed for each patient: by the table, or by a function or mapping from patient ids"
-    if group is not None and not (callable(group) or isinstance(group, Mapping)): raise CohortError('group= takes a function of the patient id or a mapping from patient id to group')
+    if group is not None and not (callable(group) or isinstance(group, Mapping)):
+        raise CohortError('group= takes a function of the patient id or a mapping from patient id to group')
     out = {}
     for d in drafts:
-        if isinstance(group, Mapping): d.groups = [g for g in [_text(group.get(d.patient))] if g is not None]
-        elif group: d.groups = [g for g in [_text(group(d.patient))] if g is not None]
-        if len(d.groups) > 1: problems.add('two groups', f'belongs to {" and ".join(d.groups)}', 'kept', d.patient)
+        if isinstance(group, Mapping):
+            d.groups = [g for g in [_text(group.get(d.patient))] if g is not None]
+        elif group:
+            d.groups = [g for g in [_text(group(d.patient))] if g is not None]
+        if len(d.groups) > 1:
+            problems.add('two groups', f'belongs to {" and ".join(d.groups)}', 'kept', d.patient)
         out[d.patient] = d.groups
     if any(out.values()):
-        for p,g in out.items():
-            if not g: problems.add('missing group', 'has no group, unlike others', 'kept', p)
-    return {p: g or [p] for p,g in out.items()}
+        for p, g in out.items():
+            if not g:
+                problems.add('missing group', 'has no group, unlike others', 'kept', p)
+    return {p: g or [p] for p, g in out.items()}
 
-# %% ../../nbs/data/03_cohort.ipynb #c052
+# %% ../../nbs/data/03_cohort.ipynb #c067
 def _link(df, groups, digests, problems, root):
     "The group of each patient, patients with a common image join_cohorts; whether splits leak nevertheless"
-    shared, given = _shared_images(df, digests), [[('group',g) for g in groups[p]] for p in df.index]
+    shared, given = _shared_images(df, digests), [[('group', g) for g in groups[p]] for p in df.index]
     links = defaultdict(list)
-    for k,users in shared.items():
-        (p0,f0), *others = users.items()
-        for p in users: links[p].append(('image',k))
-        words = ', '.join(f'{_below(f,root)} of {p}' + (f' ({df.label[p]})' if df.label[p] != df.label[p0] else '') for p,f in others)
-        problems.add('shared image', f'the same bytes as {words}', 'kept', p0, _below(f0,root))
-    part = _connected([g + links[p] for g,p in zip(given, df.index)])
+    for k, users in shared.items():
+        (p0, f0), *others = users.items()
+        for p in users:
+            links[p].append(('image', k))
+        words = ', '.join(
+            f'{_below(f, root)} of {p}' + (f' ({df.label[p]})' if df.label[p] != df.label[p0] else '')
+            for p, f in others
+        )
+        problems.add('shared image', f'the same bytes as {words}', 'kept', p0, _below(f0, root))
+    part = _connected([g + links[p] for g, p in zip(given, df.index)])
     alone = _connected(given)
     largest, leaky = np.bincount(part).max(), False
-    if largest > len(df)/2 and largest > np.bincount(alone).max():
+    if largest > len(df) / 2 and largest > np.bincount(alone).max():
         part, leaky = alone, True
-        problems.add('leak', f'SPLITS INSIDE THIS COHORT LEAK: through shared images {largest} of {len(df)} patients hang together, so they were not linked into '
-                     'groups. A figure from a split of it is too good; only a separate test set counts', 'kept')
+        problems.add(
+            'leak',
+            f'SPLITS INSIDE THIS COHORT LEAK: through shared images {largest} of {len(df)} patients hang together, so they were not linked into '
+            'groups. A figure from a split of it is too good; only a separate test set counts',
+            'kept',
+        )
     names = defaultdict(list)
-    for k,p in zip(part, df.index): names[k] += groups[p]
+    for k, p in zip(part, df.index):
+        names[k] += groups[p]
     return [min(names[k]) for k in part], leaky
 
-# %% ../../nbs/data/03_cohort.ipynb #c054
+# %% ../../nbs/data/03_cohort.ipynb #c069
 def _settle_classes(df, classes, problems):
     "The classes in their order; what is too small to learn is reported"
     counts = df.label.value_counts()
     classes = list(classes) if classes else sorted(counts.index)
     for c in classes if len(counts) else []:
         n = int(counts.get(c, 0))
-        if n==1: problems.add('class of one', f'class {c!r} has a single patient', 'kept', df.index[df.label==c][0])
-        elif n==0: problems.add('class of none', f'class {c!r} was named in classes= but has no patient', 'kept')
+        if n == 1:
+            problems.add(
+                'class of one', f'class {c!r} has a single patient', 'kept', df.index[df.label == c][0]
+            )
+        elif n == 0:
+            problems.add('class of none', f'class {c!r} was named in classes= but has no patient', 'kept')
     return classes
 
-# %% ../../nbs/data/03_cohort.ipynb #c056
+# %% ../../nbs/data/03_cohort.ipynb #c071
 class Cohort:
     "Checked cases, one row a patient: label, OM, IM, TEM (a list) and group"
-    def __init__(self,
-        df:pd.DataFrame,      # index patient; columns label, OM, IM (path or None), TEM (list of paths), group
-        classes:list,         # names, in the order of the class numbers
-        problems=(),          # findings of the reading
-        root:Path=None,       # folder that files are named from
-        name:str='cohort',    # for titles
-        digests:dict=None,    # path → fingerprint of its bytes
-        leaky:bool=False,     # do splits leak, because shared images could not be kept together?
-    ): self.df,self.classes,self._problems,self.root,self.name,self.digests,self.leaky = df,list(classes),Problems(problems),root,name,digests or {},leaky
 
-    def __len__(self): return len(self.df)
-    def __contains__(self, patient): return patient in self.df.index
-    def __iter__(self): return (row for _,row in self.df.iterrows())
+    def __init__(
+        self,
+        df: pd.DataFrame,  # index patient; columns label, OM, IM (path or None), TEM (list of paths), group
+        classes: list,  # names, in the order of the class numbers
+        problems=(),  # findings of the reading
+        root: Path = None,  # folder that files are named from
+        name: str = 'cohort',  # for titles
+        digests: dict = None,  # path → fingerprint of its bytes
+        leaky: bool = False,  # do splits leak, because shared images could not be kept together?
+    ):
+        self.df, self.classes, self._problems, self.root, self.name, self.digests, self.leaky = (
+            df,
+            list(classes),
+            Problems(problems),
+            root,
+            name,
+            digests or {},
+            leaky,
+        )
+
+    def __len__(self):
+        return len(self.df)
+
+    def __contains__(self, patient):
+        return patient in self.df.index
+
+    def __iter__(self):
+        return (row for _, row in self.df.iterrows())
+
     def __getitem__(self, patient):
-        if patient not in self.df.index: raise KeyError(f'no patient {patient!r} in {self.name}')
+        if patient not in self.df.index:
+            raise KeyError(f'no patient {patient!r} in {self.name}')
         return self.df.loc[patient]
-    def __repr__(self): return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
+
+    def __repr__(self):
+        return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
 
     @property
-    def problems(self)->pd.DataFrame: return self._problems.frame()
-    @property
-    def labelled(self)->bool: return len(self) > 0 and self.df.label.notna().all()
+    def problems(self) -> pd.DataFrame:
+        return self._problems.frame()
 
-# %% ../../nbs/data/03_cohort.ipynb #c057
+    @property
+    def labelled(self) -> bool:
+        return len(self) > 0 and self.df.label.notna().all()
+
+# %% ../../nbs/data/03_cohort.ipynb #c072
 def admit(
-    drafts:dict,            # patient → `Draft`
-    problems:Problems,      # findings so far
-    root:Path,              # folder that files are named from
-    name:str,               # of the cohort
-    classes=None,           # class names in their order; default: all labels, sorted by name
-    strict:bool=False,      # raise a `CohortError` with the whole list if there is any problem
-    labelled:bool=None,     # must patients have a label? default: yes if any has one
-    group=None,             # function of the patient id, or mapping patient id → slide, centre, …; default: the patient
-    check='full',           # 'full' decodes every image, 'fast' reads bytes and header, False only asks whether the file exists
-    progress:bool=False,    # show a progress bar while images are read
-)->Cohort:
+    drafts: dict,  # patient → `Draft`
+    problems: Problems,  # findings so far
+    root: Path,  # folder that files are named from
+    name: str,  # of the cohort
+    classes=None,  # class names in their order; default: all labels, sorted by name
+    strict: bool = False,  # raise a `CohortError` with the whole list if there is any problem
+    labelled: bool = None,  # must patients have a label? default: yes if any has one
+    group=None,  # function of the patient id, or mapping patient id → slide, centre, …; default: the patient
+    check='full',  # 'full' decodes every image, 'fast' reads bytes and header, False only asks whether the file exists
+    progress: bool = False,  # show a progress bar while images are read
+) -> Cohort:
     "Judge the drafts and admit those that can be used"
-    if check not in ('full','fast',False): raise CohortError(f"check={check!r}: use 'full', 'fast' or False")
+    if check not in ('full', 'fast', False):
+        raise CohortError(f"check={check!r}: use 'full', 'fast' or False")
     classes = None if classes is None else [str(c) for c in classes]
     good = _settle_labels(drafts, problems, classes, labelled)
     digests = _check_images(good, problems, root, check, progress)
     df = _fill_rows(good, digests, problems, root)
-    if not len(df): raise CohortError(f'{name}: no usable patient is left.', problems)
-    df['group'], leaky = _link(df, _given_groups([d for d in good if d.patient in df.index], group, problems), digests, problems, root)
+    if not len(df):
+        raise CohortError(f'{name}: no usable patient is left.', problems)
+    df['group'], leaky = _link(
+        df,
+        _given_groups([d for d in good if d.patient in df.index], group, problems),
+        digests,
+        problems,
+        root,
+    )
     df['group'] = df['group'].astype(object)
     classes = _settle_classes(df, classes, problems)
-    if strict and problems.errors: raise CohortError(f'{name}: {count_noun(len(problems.errors), "problem")}, and strict=True.', problems.errors)
-    if problems.left_out or leaky: warnings.warn(_headline(problems, name, leaky), CohortWarning, stacklevel=3)
+    if strict and problems.errors:
+        raise CohortError(
+            f'{name}: {count_noun(len(problems.errors), "problem")}, and strict=True.', problems.errors
+        )
+    if problems.left_out or leaky:
+        warnings.warn(_headline(problems, name, leaky), CohortWarning, stacklevel=3)
     return Cohort(df, classes, problems, root, name, digests, leaky)
 
+# %% ../../nbs/data/03_cohort.ipynb #c073
 def _headline(problems, name, leaky):
     "One line for the warning"
     n = pd.Series([p.action.split(': ')[1] for p in problems.left_out], dtype=object).value_counts()
-    counts = ', '.join(f'{k} {w}' + 's'*(k>1) for w,k in n.items())
-    said = [f'left out: {counts}']*bool(counts) + ['splits inside this cohort leak']*leaky
+    counts = ', '.join(f'{k} {w}' + 's' * (k > 1) for w, k in n.items())
+    said = [f'left out: {counts}'] * bool(counts) + ['splits inside this cohort leak'] * leaky
     return f'{name}: {"; ".join(said)}. See report().'
 
-# %% ../../nbs/data/03_cohort.ipynb #c058
+# %% ../../nbs/data/03_cohort.ipynb #c074
 @patch(cls_method=True)
-@delegates(admit, but=['drafts','problems','root','name'])
-def from_folder(cls:Cohort,
-    path,                 # folder root/<class>/<patient>/files
-    prefixes=None,        # slot → prefix or prefixes, replacing that slot's in `PREFIXES`
-    ids:str='name',       # 'name': the folder's name is the patient; 'class/name': folders count patients anew in every class
-    skip=('masks',),      # names of folders to pass over, beside the classes or the patients
-    **kwargs
-)->Cohort:
+@delegates(admit, but=['drafts', 'problems', 'root', 'name'])
+def from_folder(
+    cls: Cohort,
+    path,  # folder root/<class>/<patient>/files
+    prefixes=None,  # slot → prefix or prefixes, replacing that slot's in `PREFIXES`
+    ids: str = 'name',  # 'name': the folder's name is the patient; 'class/name': folders count patients anew in every class
+    skip=('masks',),  # names of folders to pass over, beside the classes or the patients
+    **kwargs,
+) -> Cohort:
     "Read a folder of patients"
-    if ids not in ('name','class/name'): raise CohortError(f"ids={ids!r}: use 'name' or 'class/name'")
+    if ids not in ('name', 'class/name'):
+        raise CohortError(f"ids={ids!r}: use 'name' or 'class/name'")
     root = Path(path).expanduser().absolute()
-    if not root.is_dir(): raise CohortError(f'{path} is not a folder: give the folder that holds the class folders')
+    if not root.is_dir():
+        raise CohortError(f'{path} is not a folder: give the folder that holds the class folders')
     problems = Problems()
     drafts = _read_folder(root, problems, _prefixes(prefixes), ids, {s.lower() for s in skip})
-    deeper = sum(p.kind=='misplaced' and p.patient != '' for p in problems)   # images one level further down
+    deeper = sum(p.kind == 'misplaced' and p.patient != '' for p in problems)  # images one level further down
     if sum(bool(d.images) for d in drafts.values()) <= deeper:
-        raise CohortError(f'{path}: no image found at root/<class>/<patient>/. Give the folder that holds the class folders (with training and test beside each other, one of the two).', problems)
+        raise CohortError(
+            f'{path}: no image found at root/<class>/<patient>/. Give the folder that holds the class folders (with training and test beside each other, one of the two).',
+            problems,
+        )
     return admit(drafts, problems, root, root.name, **kwargs)
 
-# %% ../../nbs/data/03_cohort.ipynb #c059
+# %% ../../nbs/data/03_cohort.ipynb #c075
 def _pick_split(df, where, split, problems):
     "The rows of the wanted split; a table with splits read whole is worth a note"
     if 'split' not in where:
-        if split is not None: raise CohortError(f'split={split!r}, but the table has no split column; it has {list(df.columns)}')
+        if split is not None:
+            raise CohortError(
+                f'split={split!r}, but the table has no split column; it has {list(df.columns)}'
+            )
         return df
     named = df[where['split']].map(_text)
     if split is None:
-        if named.nunique() > 1: problems.add('unread split', f'the table names splits {sorted(named.dropna().unique())}; all were read together', 'unused')
+        if named.nunique() > 1:
+            problems.add(
+                'unread split',
+                f'the table names splits {sorted(named.dropna().unique())}; all were read together',
+                'unused',
+            )
         return df
-    if split not in set(named): raise CohortError(f'split={split!r} is not in the table; it has {sorted(named.dropna().unique())}')
-    return df[named==split]
+    if split not in set(named):
+        raise CohortError(f'split={split!r} is not in the table; it has {sorted(named.dropna().unique())}')
+    return df[named == split]
 
+# %% ../../nbs/data/03_cohort.ipynb #c076
 @patch(cls_method=True)
-@delegates(admit, but=['drafts','problems','root','name'])
-def from_table(cls:Cohort,
-    table,                # CSV file or DataFrame: one row an image or one row a patient
-    root=None,            # folder that relative paths start from; default: the table's own folder
-    columns:dict=None,    # field → the table's name for it, e.g. {'label': 'diagnosis'}
-    split:str=None,       # read only rows with this value in the split column
-    prefixes=None,        # slot → prefix or prefixes, replacing that slot's in `PREFIXES`
-    **kwargs
-)->Cohort:
+@delegates(admit, but=['drafts', 'problems', 'root', 'name'])
+def from_table(
+    cls: Cohort,
+    table,  # CSV file or DataFrame: one row an image or one row a patient
+    root=None,  # folder that relative paths start from; default: the table's own folder
+    columns: dict = None,  # field → the table's name for it, e.g. {'label': 'diagnosis'}
+    split: str = None,  # read only rows with this value in the split column
+    prefixes=None,  # slot → prefix or prefixes, replacing that slot's in `PREFIXES`
+    **kwargs,
+) -> Cohort:
     "Read a table of images or of patients"
     is_df, prefixes, problems = isinstance(table, pd.DataFrame), _prefixes(prefixes), Problems()
-    if not is_df and not Path(table).expanduser().is_file(): raise CohortError(f'{table}: there is no such table')
+    if not is_df and not Path(table).expanduser().is_file():
+        raise CohortError(f'{table}: there is no such table')
     file = None if is_df else Path(table).expanduser().absolute()
     df = table if is_df else _read_csv(file)
-    if isinstance(kwargs.get('group'), str): columns = {**(columns or {}), 'group': kwargs.pop('group')}
+    if isinstance(kwargs.get('group'), str):
+        columns = {**(columns or {}), 'group': kwargs.pop('group')}
     base = Path(root).expanduser().absolute() if root is not None else file.parent if file else Path.cwd()
     df = _pick_split(df, _find_columns(df, columns, prefixes)[0], split, problems)
     name = '/'.join(filter(None, [file.stem if file else 'table', split]))
     return admit(_read_table(df, problems, prefixes, columns, base), problems, base, name, **kwargs)
 
-# %% ../../nbs/data/03_cohort.ipynb #c060
+# %% ../../nbs/data/03_cohort.ipynb #c077
 @patch(cls_method=True)
-def read(cls:Cohort,
-    source,     # a folder, a CSV file, a DataFrame, or a cohort, which is handed through
-    **kwargs    # for `Cohort.from_folder` or `Cohort.from_table`
-)->Cohort:
+def read(
+    cls: Cohort,
+    source,  # a folder, a CSV file, a DataFrame, or a cohort, which is handed through
+    **kwargs,  # for `Cohort.from_folder` or `Cohort.from_table`
+) -> Cohort:
     "Read a folder or a table, whichever it is"
-    if isinstance(source, Cohort): return source
-    if isinstance(source, pd.DataFrame): return cls.from_table(source, **kwargs)
+    if isinstance(source, Cohort):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return cls.from_table(source, **kwargs)
     p = Path(source).expanduser()
-    if p.is_dir(): return cls.from_folder(p, **kwargs)
-    if not p.exists(): raise CohortError(f'{source}: there is no such folder or table')
-    if p.suffix.lower() in ('.csv','.tsv'): return cls.from_table(p, **kwargs)
+    if p.is_dir():
+        return cls.from_folder(p, **kwargs)
+    if not p.exists():
+        raise CohortError(f'{source}: there is no such folder or table')
+    if p.suffix.lower() in ('.csv', '.tsv'):
+        return cls.from_table(p, **kwargs)
     raise CohortError(f'{source}: neither a folder nor a .csv table; save a spreadsheet as "CSV UTF-8"')
 
-# %% ../../nbs/data/03_cohort.ipynb #c062
+# %% ../../nbs/data/03_cohort.ipynb #c079
 @patch
-def summary(self:Cohort)->pd.DataFrame: # one row a class, and one for all
+def summary(self: Cohort) -> pd.DataFrame:  # one row a class, and one for all
     "Patients, groups, modalities present, complete cases and bag sizes, by class"
+
     def line(df):
         n = df.TEM.map(len)
-        has = [df.OM.notna(), df.IM.notna(), n>0]
-        return dict(patients=len(df), groups=df.group.nunique(), OM=has[0].sum(), IM=has[1].sum(), TEM=has[2].sum(), complete=(has[0]&has[1]&has[2]).sum(),
-                    images=has[0].sum()+has[1].sum()+n.sum(), bag=f'{n.min()} – {n.median():g} – {n.max()}' if len(n) else '')
-    parts = {c: self.df[self.df.label==c] for c in self.classes} if self.classes else {}
-    out = pd.DataFrame({k: line(v) for k,v in {**parts, 'all': self.df}.items()}).T
-    return out.rename(columns={'bag':'bag (min – median – max)'}).rename_axis('class')
+        has = [df.OM.notna(), df.IM.notna(), n > 0]
+        return dict(
+            patients=len(df),
+            groups=df.group.nunique(),
+            OM=has[0].sum(),
+            IM=has[1].sum(),
+            TEM=has[2].sum(),
+            complete=(has[0] & has[1] & has[2]).sum(),
+            images=has[0].sum() + has[1].sum() + n.sum(),
+            bag=f'{n.min()} – {n.median():g} – {n.max()}' if len(n) else '',
+        )
 
+    parts = {c: self.df[self.df.label == c] for c in self.classes} if self.classes else {}
+    out = pd.DataFrame({k: line(v) for k, v in {**parts, 'all': self.df}.items()}).T
+    return out.rename(columns={'bag': 'bag (min – median – max)'}).rename_axis('class')
+
+# %% ../../nbs/data/03_cohort.ipynb #c080
 @patch
-def report(self:Cohort,
-    limit:int=8, # lines for each kind of problem, None for all
-)->str:
+def report(
+    self: Cohort,
+    limit: int = 8,  # lines for each kind of problem, None for all
+) -> str:
     "What was read, what was found and what was done about it, in words"
-    n, ps = int(self.summary().loc['all','images']), self._problems
-    per = ', '.join(f'{c} {(self.df.label==c).sum()}' for c in self.classes) or 'no labels'
+    n, ps = int(self.summary().loc['all', 'images']), self._problems
+    per = ', '.join(f'{c} {(self.df.label == c).sum()}' for c in self.classes) or 'no labels'
     out = [f'{self.name}: {len(self)} patients ({per}), {self.df.group.nunique()} groups, {n} images']
-    notes = f'; {count_noun(len(ps)-len(ps.errors), "note")}' if len(ps) > len(ps.errors) else ''
-    out.append((f'{count_noun(len(ps.errors), "problem")}, {len(ps.left_out)} of them left out' if ps.errors else 'no problems found') + notes)
+    notes = f'; {count_noun(len(ps) - len(ps.errors), "note")}' if len(ps) > len(ps.errors) else ''
+    out.append(
+        (
+            f'{count_noun(len(ps.errors), "problem")}, {len(ps.left_out)} of them left out'
+            if ps.errors
+            else 'no problems found'
+        )
+        + notes
+    )
     return '\n'.join(out + ([ps.text(limit)] if ps else []))
 
+# %% ../../nbs/data/03_cohort.ipynb #c081
 @patch
-def _repr_html_(self:Cohort):
+def _repr_html_(self: Cohort):
     ps = self._problems
-    note = f'<p><b>Splits inside this cohort leak</b>: only figures on a separate test set count.</p>' if self.leaky else ''
-    tail = f'<p>{count_noun(len(ps.errors), "problem")}, {len(ps.left_out)} left out: see <code>report()</code></p>' if ps.errors else ''
-    return f'<p><b>{html.escape(self.name)}</b>: {len(self)} patients</p>{note}{self.summary().to_html()}{tail}'
+    note = (
+        f'<p><b>Splits inside this cohort leak</b>: only figures on a separate test set count.</p>'
+        if self.leaky
+        else ''
+    )
+    tail = (
+        f'<p>{count_noun(len(ps.errors), "problem")}, {len(ps.left_out)} left out: see <code>report()</code></p>'
+        if ps.errors
+        else ''
+    )
+    return (
+        f'<p><b>{html.escape(self.name)}</b>: {len(self)} patients</p>{note}{self.summary().to_html()}{tail}'
+    )
 
-# %% ../../nbs/data/03_cohort.ipynb #c095
+# %% ../../nbs/data/03_cohort.ipynb #c114
 @patch
-def subset(self:Cohort,
-    patients,        # patient ids, or a mask over the rows of `df`
-    name:str=None,   # of the new cohort
-    classes=None,    # default: those of this cohort, so that class numbers stay
-)->Cohort:
+def subset(
+    self: Cohort,
+    patients,  # patient ids, or a mask over the rows of `df`
+    name: str = None,  # of the new cohort
+    classes=None,  # default: those of this cohort, so that class numbers stay
+) -> Cohort:
     "These patients as a cohort of their own"
-    mask = np.asarray(patients) if not isinstance(patients, (set,dict)) else np.array(())
-    ids = self.df.index[mask].tolist() if mask.dtype==bool and len(mask) else list(dict.fromkeys(patients))
+    mask = np.asarray(patients) if not isinstance(patients, (set, dict)) else np.array(())
+    ids = self.df.index[mask].tolist() if mask.dtype == bool and len(mask) else list(dict.fromkeys(patients))
     gone = [p for p in ids if p not in self.df.index]
-    if gone: raise CohortError(f'{self.name}: no patient {", ".join(map(repr, gone[:5]))}')
+    if gone:
+        raise CohortError(f'{self.name}: no patient {", ".join(map(repr, gone[:5]))}')
     df, keep = self.df.loc[ids], set(ids)
-    digests = {p: self.digests[p] for _,r in df.iterrows() for p in _images(r) if p in self.digests}
-    return Cohort(df, self.classes if classes is None else classes, [p for p in self._problems if p.patient in keep or p.kind=='leak'], self.root, name or self.name, digests, self.leaky)
+    digests = {p: self.digests[p] for _, r in df.iterrows() for p in _images(r) if p in self.digests}
+    return Cohort(
+        df,
+        self.classes if classes is None else classes,
+        [p for p in self._problems if p.patient in keep or p.kind == 'leak'],
+        self.root,
+        name or self.name,
+        digests,
+        self.leaky,
+    )
 
+# %% ../../nbs/data/03_cohort.ipynb #c115
 @patch
-def _groups_per_class(self:Cohort, least, why):
+def _groups_per_class(self: Cohort, least, why):
     "Refuse what cannot be split: a class in fewer than `least` groups"
-    if not self.labelled: raise CohortError(f'{self.name}: some patients have no label, so there is nothing to stratify by')
+    if not self.labelled:
+        raise CohortError(f'{self.name}: some patients have no label, so there is nothing to stratify by')
     n = self.df.groupby('label').group.nunique()
-    few = [f'{c!r} ({count_noun((self.df.label==c).sum(), "patient")} in {count_noun(k, "group")})' for c,k in n.items() if k < least]
-    if few: raise CohortError(f'{self.name}: {why} needs every class in at least {least} groups, but not so: {", ".join(few)}. '
-                              'Add patients, use fewer folds, or leave the class out with classes=')
+    few = [
+        f'{c!r} ({count_noun((self.df.label == c).sum(), "patient")} in {count_noun(k, "group")})'
+        for c, k in n.items()
+        if k < least
+    ]
+    if few:
+        raise CohortError(
+            f'{self.name}: {why} needs every class in at least {least} groups, but not so: {", ".join(few)}. '
+            'Add patients, use fewer folds, or leave the class out with classes='
+        )
     return n
 
+# %% ../../nbs/data/03_cohort.ipynb #c116
 @patch
-def _folds(self:Cohort, k, seed):
+def _folds(self: Cohort, k, seed):
     "Fold number of each patient"
     y, fold = self.df.label.to_numpy(str), np.zeros(len(self), int)
-    with warnings.catch_warnings(): # a class smaller than k is dealt with by the caller
+    with warnings.catch_warnings():  # a class smaller than k is dealt with by the caller
         warnings.simplefilter('ignore', UserWarning)
-        for i,(_,test) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed%2**32).split(y, y, self.df.group.to_numpy(str))): fold[test] = i
+        for i, (_, test) in enumerate(
+            StratifiedGroupKFold(k, shuffle=True, random_state=seed % 2**32).split(
+                y, y, self.df.group.to_numpy(str)
+            )
+        ):
+            fold[test] = i
     return fold
 
-# %% ../../nbs/data/03_cohort.ipynb #c097
-_TRIES = 20 # other shuffles to try when groups make a split unsound
+# %% ../../nbs/data/03_cohort.ipynb #c118
+_TRIES = 20  # other shuffles to try when groups make a split unsound
 
 @patch
-def _misfit(self:Cohort, test, share):
+def _misfit(self: Cohort, test, share):
     "How far a test side is from the wanted share of every class; None if a class would be tested but not taught"
     y, n = self.df.label, self.df.label.value_counts()
     k = y[test].value_counts().reindex(n.index, fill_value=0)
-    if not test.any() or (k==n).any(): return None
-    return (k - share*n).abs().sum()/len(y) + (k==0).sum()        # a class missing from the test side is allowed, but the last choice
+    if not test.any() or (k == n).any():
+        return None
+    return (k - share * n).abs().sum() / len(y) + (
+        k == 0
+    ).sum()  # a class missing from the test side is allowed, but the last choice
 
+# %% ../../nbs/data/03_cohort.ipynb #c119
 @patch
-def split(self:Cohort,
-    test:float=.2,  # share of patients on the test side
-    seed:int=0,     # another seed, another split
-)->tuple:           # (train, test) cohorts
+def split(
+    self: Cohort,
+    test: float = 0.2,  # share of patients on the test side
+    seed: int = 0,  # another seed, another split
+) -> tuple:  # (train, test) cohorts
     "Split by patient: stratified, groups kept together, every test class taught"
-    if not 0 < test < 1: raise CohortError(f'test={test}: a share between 0 and 1, for instance 0.2')
+    if not 0 < test < 1:
+        raise CohortError(f'test={test}: a share between 0 and 1, for instance 0.2')
     most = self._groups_per_class(2, 'a split').max()
-    small = min(test, 1-test)
-    f = Fraction(small).limit_denominator(10) or Fraction(1, round(1/small))
+    small = min(test, 1 - test)
+    f = Fraction(small).limit_denominator(10) or Fraction(1, round(1 / small))
     k = min(max(f.denominator, 2), most)
-    m = min(max(round(test*k), 1), k-1)
+    m = min(max(round(test * k), 1), k - 1)
     best = None
     for i in range(_TRIES):
-        fold = self._folds(k, seed + 7919*i)
-        scored = [(s, c) for c in combinations(range(k), m) if (s := self._misfit(np.isin(fold, c), test)) is not None]
-        if scored and (best is None or min(scored) < best[0]): best = min(scored), fold
-        if best and best[0][0] < 1: break                          # every class is on both sides
+        fold = self._folds(k, seed + 7919 * i)
+        scored = [
+            (s, c)
+            for c in combinations(range(k), m)
+            if (s := self._misfit(np.isin(fold, c), test)) is not None
+        ]
+        if scored and (best is None or min(scored) < best[0]):
+            best = min(scored), fold
+        if best and best[0][0] < 1:
+            break  # every class is on both sides
     if best:
         t = np.isin(best[1], best[0][1])
         return self.subset(~t, f'{self.name} train'), self.subset(t, f'{self.name} test')
-    raise CohortError(f'{self.name}: no split keeps the groups together and every class on the training side. Its groups are too large: {_largest(self)}')
+    raise CohortError(
+        f'{self.name}: no split keeps the groups together and every class on the training side. Its groups are too large: {_largest(self)}'
+    )
 
-def _largest(cohort): return ', '.join(f'{g} ({n} of {len(cohort)} patients)' for g,n in cohort.df.group.value_counts()[:3].items())
+# %% ../../nbs/data/03_cohort.ipynb #c120
+def _largest(cohort):
+    return ', '.join(
+        f'{g} ({n} of {len(cohort)} patients)' for g, n in cohort.df.group.value_counts()[:3].items()
+    )
 
-# %% ../../nbs/data/03_cohort.ipynb #c098
+# %% ../../nbs/data/03_cohort.ipynb #c121
 @patch
-def kfold(self:Cohort,
-    n_splits:int=5, # folds
-    seed:int=0,     # another seed, other folds
-)->list:            # n_splits pairs (train, test) of cohorts; every patient is in one test side
+def kfold(
+    self: Cohort,
+    n_splits: int = 5,  # folds
+    seed: int = 0,  # another seed, other folds
+) -> list:  # n_splits pairs (train, test) of cohorts; every patient is in one test side
     "Folds for cross-validation by patient: stratified, groups kept together, every test class taught"
-    if n_splits < 2: raise CohortError(f'n_splits={n_splits}: at least 2')
+    if n_splits < 2:
+        raise CohortError(f'n_splits={n_splits}: at least 2')
     self._groups_per_class(n_splits, f'{n_splits}-fold cross-validation')
     best = None
     for i in range(_TRIES):
-        fold = self._folds(n_splits, seed + 7919*i)
-        fits = [self._misfit(fold==j, 1/n_splits) for j in range(n_splits)]
-        if None not in fits and (best is None or max(fits) < best[0]): best = max(fits), fold
-        if best and best[0] < 1: break                           # every class in every test side
-    if best is None: raise CohortError(f'{self.name}: no {n_splits} folds keep the groups together and every class on the training side. Its groups are too large: {_largest(self)}')
-    return [(self.subset(best[1]!=j, f'{self.name} fold {j+1} train'), self.subset(best[1]==j, f'{self.name} fold {j+1} test')) for j in range(n_splits)]
+        fold = self._folds(n_splits, seed + 7919 * i)
+        fits = [self._misfit(fold == j, 1 / n_splits) for j in range(n_splits)]
+        if None not in fits and (best is None or max(fits) < best[0]):
+            best = max(fits), fold
+        if best and best[0] < 1:
+            break  # every class in every test side
+    if best is None:
+        raise CohortError(
+            f'{self.name}: no {n_splits} folds keep the groups together and every class on the training side. Its groups are too large: {_largest(self)}'
+        )
+    return [
+        (
+            self.subset(best[1] != j, f'{self.name} fold {j + 1} train'),
+            self.subset(best[1] == j, f'{self.name} fold {j + 1} test'),
+        )
+        for j in range(n_splits)
+    ]
 
-# %% ../../nbs/data/03_cohort.ipynb #c108
-def _digest(cohort, p): return cohort.digests.get(p) or check_image(p, 'fast').digest
+# %% ../../nbs/data/03_cohort.ipynb #c131
+def _digest(cohort, p):
+    return cohort.digests.get(p) or check_image(p, 'fast').digest
 
+# %% ../../nbs/data/03_cohort.ipynb #c132
 def audit_leak(
-    train:Cohort, # what the model learns from
-    test:Cohort,  # what it is judged by
-)->pd.DataFrame:  # columns kind ('patient', 'group', 'image'), what, train, test (patient ids or files); empty if nothing is in both
+    train: Cohort,  # what the model learns from
+    test: Cohort,  # what it is judged by
+) -> pd.DataFrame:  # columns kind ('patient', 'group', 'image'), what, train, test (patient ids or files); empty if nothing is in both
     "Patients, groups and image bytes found on both sides"
     out = [dict(kind='patient', what=p, train=p, test=p) for p in train.df.index if p in test.df.index]
     for g in sorted(set(train.df.group) & set(test.df.group)):
-        a, b = (c.df.index[c.df.group==g].tolist() for c in (train,test))
-        if a != b or a != [g]: out.append(dict(kind='group', what=g, train=', '.join(a), test=', '.join(b))) # a patient's own group was said above
+        a, b = (c.df.index[c.df.group == g].tolist() for c in (train, test))
+        if a != b or a != [g]:
+            out.append(
+                dict(kind='group', what=g, train=', '.join(a), test=', '.join(b))
+            )  # a patient's own group was said above
     sides = [defaultdict(list), defaultdict(list)]
-    for side,c in zip(sides, (train,test)):
+    for side, c in zip(sides, (train, test)):
         for row in c:
-            for p in _images(row): side[_digest(c,p)].append(f'{row.name}: {_below(p, c.root) if c.root else p}')
-    out += [dict(kind='image', what=k, train=', '.join(fs), test=', '.join(sides[1][k])) for k,fs in sides[0].items() if k and k in sides[1]]
-    return pd.DataFrame(out, columns=['kind','what','train','test'], dtype=object)
+            for p in _images(row):
+                side[_digest(c, p)].append(f'{row.name}: {_below(p, c.root) if c.root else p}')
+    out += [
+        dict(kind='image', what=k, train=', '.join(fs), test=', '.join(sides[1][k]))
+        for k, fs in sides[0].items()
+        if k and k in sides[1]
+    ]
+    return pd.DataFrame(out, columns=['kind', 'what', 'train', 'test'], dtype=object)
 
+# %% ../../nbs/data/03_cohort.ipynb #c133
 def check_same_classes(
-    train:Cohort, # what the model learns from
-    test:Cohort,  # what it is judged by
-)->Cohort:        # the test cohort, its classes numbered as in training
+    train: Cohort,  # what the model learns from
+    test: Cohort,  # what it is judged by
+) -> Cohort:  # the test cohort, its classes numbered as in training
     "Refuse a test cohort with a class that training never saw"
     only = sorted(set(test.df.label.dropna()) - set(train.df.label.dropna()))
     if only:
         who = test.df.index[test.df.label.isin(only)].tolist()
-        raise CohortError(f'class {", ".join(map(repr,only))} is seen only in the test data {test.name} (patients {", ".join(who[:5])}{", …" if len(who)>5 else ""}): '
-                          f'training knows {train.classes}. Add such patients to the training data, correct the label, or take them out of the test data')
+        raise CohortError(
+            f'class {", ".join(map(repr, only))} is seen only in the test data {test.name} (patients {", ".join(who[:5])}{", …" if len(who) > 5 else ""}): '
+            f'training knows {train.classes}. Add such patients to the training data, correct the label, or take them out of the test data'
+        )
     return test.subset(test.df.index, classes=train.classes)
 
-# %% ../../nbs/data/03_cohort.ipynb #c114
+# %% ../../nbs/data/03_cohort.ipynb #c139
 @patch
-def to_table(self:Cohort,
-    path=None,      # CSV file to write; default: only return the table
-)->pd.DataFrame:    # columns patient, label, OM, IM, TEM (join_cohorts by |), group
+def to_table(
+    self: Cohort,
+    path=None,  # CSV file to write; default: only return the table
+) -> pd.DataFrame:  # columns patient, label, OM, IM, TEM (join_cohorts by |), group
     "One row a patient, as a table that `Cohort.from_table` reads back"
     base = Path(path).expanduser().absolute().parent if path is not None else None
     odd = next((p for row in self for p in _images(row) if '|' in str(p) or ';' in str(p)), None)
-    if odd: raise CohortError(f'{odd}: a path with ; or | cannot be written into a table; rename the file')
+    if odd:
+        raise CohortError(f'{odd}: a path with ; or | cannot be written into a table; rename the file')
     write = lambda p: '' if p is None else _below(p, base) if base else str(p)
-    df = self.df.assign(OM=self.df.OM.map(write, na_action=None), IM=self.df.IM.map(write, na_action=None), TEM=['|'.join(map(write,b)) for b in self.df.TEM]).reset_index()
-    if path is None: return df
-    if not base.is_dir(): raise CohortError(f'{base}: there is no such folder to write {Path(path).name} in')
-    fd, part = tempfile.mkstemp(dir=base, prefix='.'+Path(path).name, suffix='.part')
+    df = self.df.assign(
+        OM=self.df.OM.map(write, na_action=None),
+        IM=self.df.IM.map(write, na_action=None),
+        TEM=['|'.join(map(write, b)) for b in self.df.TEM],
+    ).reset_index()
+    if path is None:
+        return df
+    if not base.is_dir():
+        raise CohortError(f'{base}: there is no such folder to write {Path(path).name} in')
+    fd, part = tempfile.mkstemp(dir=base, prefix='.' + Path(path).name, suffix='.part')
     try:
-        with os.fdopen(fd, 'w', encoding='utf-8', newline='') as f: df.to_csv(f, index=False)
-        os.chmod(part, 0o644); os.replace(part, base/Path(path).name) # mkstemp makes private files
-    except BaseException: os.unlink(part); raise
+        with os.fdopen(fd, 'w', encoding='utf-8', newline='') as f:
+            df.to_csv(f, index=False)
+        os.chmod(part, 0o644)
+        os.replace(part, base / Path(path).name)  # mkstemp makes private files
+    except BaseException:
+        os.unlink(part)
+        raise
     return df

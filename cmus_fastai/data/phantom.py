@@ -26,715 +26,1242 @@ from fastprogress.fastprogress import progress_bar
 DISEASES = ('IgAN', 'MN', 'LN')
 STAGES = ('I', 'II', 'III', 'IV')
 PAIRS = ('MN/LN', 'IgAN/LN', 'IgAN/MN')
-APPEARANCES = {'OM':  ('IgAN', 'MN-even', 'MN-spiky', 'LN') + PAIRS,
-         'IM':  ('IgAN', 'MN-fine', 'MN-coarse', 'LN') + PAIRS,
-         'TEM': ('IgAN', 'MN-I', 'MN-II', 'MN-III', 'MN-IV', 'LN') + PAIRS}
+APPEARANCES = {
+    'OM': ('IgAN', 'MN-even', 'MN-spiky', 'LN') + PAIRS,
+    'IM': ('IgAN', 'MN-fine', 'MN-coarse', 'LN') + PAIRS,
+    'TEM': ('IgAN', 'MN-I', 'MN-II', 'MN-III', 'MN-IV', 'LN') + PAIRS,
+}
 STATES = ('IgAN',) + tuple(f'MN-{s}' for s in STAGES) + ('LN',)
-PRIOR = np.array([1/3] + [1/12]*4 + [1/3])
+PRIOR = np.array([1 / 3] + [1 / 12] * 4 + [1 / 3])
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c010
 @dataclass(frozen=True)
 class Difficulty:
     "How often each modality is ambiguous, and between whom: every number the best possible accuracy depends on"
-    OM: float = .40   # share of cases whose glomerulus fits two diseases
-    IM: float = .30   # share of cases whose immunofluorescence fits two diseases
-    TEM: float = .24  # share of cases whose bag fits two diseases
-    pairs: tuple = (.4, .4, .2)  # how the ambiguous share is split over `PAIRS`; sums to 1
-    neighbour: float = .08       # chance that a clear MN bag shows a neighbouring stage
-    hint: float = .30            # how far the chance of the 'late' OM and IM look rises from stage I to IV
+
+    OM: float = 0.40  # share of cases whose glomerulus fits two diseases
+    IM: float = 0.30  # share of cases whose immunofluorescence fits two diseases
+    TEM: float = 0.24  # share of cases whose bag fits two diseases
+    pairs: tuple = (0.4, 0.4, 0.2)  # how the ambiguous share is split over `PAIRS`; sums to 1
+    neighbour: float = 0.08  # chance that a clear MN bag shows a neighbouring stage
+    hint: float = 0.30  # how far the chance of the 'late' OM and IM look rises from stage I to IV
 
     def __post_init__(self):
-        p,q,r = self.pairs if len(self.pairs)==3 else (-1,-1,-1)
-        if min(p,q,r)<0 or not np.isclose(p+q+r,1):
-            raise ValueError(f'pairs must be three shares that sum to 1, one for each of {PAIRS}; got {self.pairs}')
-        most = 1/(1.5*max(p+q,p+r,q+r))
+        p, q, r = self.pairs if len(self.pairs) == 3 else (-1, -1, -1)
+        if min(p, q, r) < 0 or not np.isclose(p + q + r, 1):
+            raise ValueError(
+                f'pairs must be three shares that sum to 1, one for each of {PAIRS}; got {self.pairs}'
+            )
+        most = 1 / (1.5 * max(p + q, p + r, q + r))
         for m in MODALITIES:
-            if not 0<=getattr(self,m)<=min(1,most):
-                raise ValueError(f'{m}={getattr(self,m)}: choose a share from 0 to {min(1,most):.2f}; beyond it one disease would be ambiguous more often than always')
-        if not (0<=self.neighbour<=1 and 0<=self.hint<=1): raise ValueError('neighbour and hint are chances: choose them from 0 to 1')
-#
+            if not 0 <= getattr(self, m) <= min(1, most):
+                raise ValueError(
+                    f'{m}={getattr(self, m)}: choose a share from 0 to {min(1, most):.2f}; beyond it one disease would be ambiguous more often than always'
+                )
+        if not (0 <= self.neighbour <= 1 and 0 <= self.hint <= 1):
+            raise ValueError('neighbour and hint are chances: choose them from 0 to 1')
 
-# %% ../../nbs/data/00_phantom.ipynb #c013
-def _mn_looks(modality, stage, difficulty):
-    "How a clear MN case of stage 0…3 spreads over the MN looks of one modality"
-    if modality!='TEM':
-        late = .5+difficulty.hint*(stage-1.5)/3
-        return np.array([1-late, late])
-    near = np.array([abs(t-stage)==1 for t in range(4)])
-    return np.where(near, difficulty.neighbour/near.sum(), 0) + np.eye(4)[stage]*(1-difficulty.neighbour)
+# %% ../../nbs/data/00_phantom.ipynb #c011
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c014
-def appearance_table(
-    modality:str, # 'OM', 'IM' or 'TEM'
-    difficulty:Difficulty=Difficulty(), # shares of ambiguous looks
-)->pd.DataFrame: # P(look | state): one row a state (IgAN, MN-I … MN-IV, LN), one column a look
-    "The generative model of one modality: how often each state shows each look"
-    if modality not in MODALITIES: raise ValueError(f'unknown modality {modality!r}: choose from {MODALITIES}')
-    T = pd.DataFrame(0., index=STATES, columns=APPEARANCES[modality])
-    for pair,share in zip(PAIRS, difficulty.pairs):
-        for s in STATES:
-            if s.split('-')[0] in pair.split('/'): T.loc[s,pair] = 1.5*getattr(difficulty,modality)*share
-    for k,s in enumerate(STATES):
-        clear = 1-T.loc[s].sum()
-        if not s.startswith('MN'): T.loc[s,s] = clear
-        else: T.loc[s,[l for l in T if l.startswith('MN-')]] = clear*_mn_looks(modality, k-1, difficulty)
-    return T
+def _mn_looks(modality, stage, difficulty):
+    "How a clear MN case of stage 0…3 spreads over the MN looks of one modality"
+    if modality != 'TEM':
+        late = 0.5 + difficulty.hint * (stage - 1.5) / 3
+        return np.array([1 - late, late])
+    near = np.array([abs(t - stage) == 1 for t in range(4)])
+    return np.where(near, difficulty.neighbour / near.sum(), 0) + np.eye(4)[stage] * (
+        1 - difficulty.neighbour
+    )
+
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c018
+# %% ../../nbs/data/00_phantom.ipynb #c015
+def appearance_table(
+    modality: str,  # 'OM', 'IM' or 'TEM'
+    difficulty: Difficulty = Difficulty(),  # shares of ambiguous looks
+) -> pd.DataFrame:  # P(look | state): one row a state (IgAN, MN-I … MN-IV, LN), one column a look
+    "The generative model of one modality: how often each state shows each look"
+    if modality not in MODALITIES:
+        raise ValueError(f'unknown modality {modality!r}: choose from {MODALITIES}')
+    T = pd.DataFrame(0.0, index=STATES, columns=APPEARANCES[modality])
+    for pair, share in zip(PAIRS, difficulty.pairs):
+        for s in STATES:
+            if s.split('-')[0] in pair.split('/'):
+                T.loc[s, pair] = 1.5 * getattr(difficulty, modality) * share
+    for k, s in enumerate(STATES):
+        clear = 1 - T.loc[s].sum()
+        if not s.startswith('MN'):
+            T.loc[s, s] = clear
+        else:
+            T.loc[s, [l for l in T if l.startswith('MN-')]] = clear * _mn_looks(modality, k - 1, difficulty)
+    return T
+
+# %% ../../nbs/data/00_phantom.ipynb #c016
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c020
 def _present(missing):
     "Every set of modalities a case can have, and its probability; a case that would lose all three keeps one"
-    for S in chain.from_iterable(combinations(MODALITIES,k) for k in (1,2,3)):
-        p = (1-missing)**len(S)*missing**(3-len(S)) + (missing**3/3 if len(S)==1 else 0)
-        if p>0: yield S,p
+    for S in chain.from_iterable(combinations(MODALITIES, k) for k in (1, 2, 3)):
+        p = (1 - missing) ** len(S) * missing ** (3 - len(S)) + (missing**3 / 3 if len(S) == 1 else 0)
+        if p > 0:
+            yield S, p
+
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c019
+# %% ../../nbs/data/00_phantom.ipynb #c021
 def bayes_accuracy(
-    modalities=MODALITIES, # any of 'OM', 'IM', 'TEM', or one of them as a string
-    target:str='disease',  # 'disease', or 'stage' among the MN cases
-    difficulty:Difficulty=Difficulty(), # shares of ambiguous looks
-    missing:float=0.,      # chance that a modality is missing, as in `make_phantom`
-)->float: # accuracy of the best possible reader, who knows the model and reads every look without error
+    modalities=MODALITIES,  # any of 'OM', 'IM', 'TEM', or one of them as a string
+    target: str = 'disease',  # 'disease', or 'stage' among the MN cases
+    difficulty: Difficulty = Difficulty(),  # shares of ambiguous looks
+    missing: float = 0.0,  # chance that a modality is missing, as in `make_phantom`
+) -> float:  # accuracy of the best possible reader, who knows the model and reads every look without error
     "Best possible accuracy, by enumeration over all combinations of looks"
-    modalities = (modalities,) if isinstance(modalities,str) else tuple(modalities)
-    if target not in ('disease','stage'): raise ValueError(f"target={target!r}: choose 'disease' or 'stage'")
-    total = 0.
-    for seen,p in _present(missing):
-        joint = PRIOR.copy() if target=='disease' else np.array([0,.25,.25,.25,.25,0])
+    modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
+    if target not in ('disease', 'stage'):
+        raise ValueError(f"target={target!r}: choose 'disease' or 'stage'")
+    total = 0.0
+    for seen, p in _present(missing):
+        joint = PRIOR.copy() if target == 'disease' else np.array([0, 0.25, 0.25, 0.25, 0.25, 0])
         for m in modalities:
             T = appearance_table(m, difficulty).to_numpy()
-            if m in seen: joint = (joint.reshape(6,-1,1)*T[:,None,:]).reshape(6,-1)
-        joint = joint.reshape(6,-1)
-        if target=='disease': joint = np.stack([joint[0], joint[1:5].sum(0), joint[5]])
-        total += p*joint.max(0).sum()
+            if m in seen:
+                joint = (joint.reshape(6, -1, 1) * T[:, None, :]).reshape(6, -1)
+        joint = joint.reshape(6, -1)
+        if target == 'disease':
+            joint = np.stack([joint[0], joint[1:5].sum(0), joint[5]])
+        total += p * joint.max(0).sum()
     return float(total)
-#
 
-# %% ../../nbs/data/00_phantom.ipynb #c026
-def _grid(size):
-    c = (np.arange(size,dtype=np.float32)+.5)*224/size
-    return np.meshgrid(c,c)
-
-def _noise(rng, size, scale):
-    "A smooth random field, mean 0, spread about 1, with features `scale` px wide"
-    span = 224/scale; n = int(np.ceil(span))+3
-    lattice = Image.fromarray(rng.standard_normal((n,n)).astype(np.float32))
-    return np.asarray(lattice.resize((size,size), Image.BICUBIC, box=(1,1,1+span,1+span)))/.72
-
-def _blur(a, sigma): return ndi.gaussian_filter(np.asarray(a,np.float32), sigma*len(a)/224, truncate=3)
-
-def _fill(f): return np.clip(f+.5, 0, 1)
-
-def _line(f, width=.8): return np.exp(-(f/width)**2)
-
-def _union(fields, k=6.):
-    f = np.stack(fields)/k; m = f.max(0)
-    return k*(m+np.log(np.exp(f-m).sum(0)))
-
-# %% ../../nbs/data/00_phantom.ipynb #c027
-def _grain(rng, size, strength): return strength*rng.standard_normal((size,size),np.float32)
-
-def _over(img, f, value):
-    "Paint `value` where the field f is positive, with a soft edge"
-    a = _fill(f); img *= 1-a; img += a*value
-    return img
-
-def _ellipse(sc, p, r, rng, wobble=0., flat=.4):
-    "A field that is positive inside a random ellipse around p=(y,x) of radius about r"
-    a,e = rng.uniform(0,math.pi), 1+rng.uniform(0,flat); dx,dy = sc.X-float(p[1]), sc.Y-float(p[0]); u,v = math.cos(a),math.sin(a)
-    return float(r)-np.hypot((u*dx+v*dy)*(1/e), (u*dy-v*dx)*e**.5)+wobble
-
-def _scatter(rng, where, n, apart, tries=80):
-    "Up to n points (y,x) in `where`, no two nearer than `apart` px"
-    idx = np.flatnonzero(where); u = where.shape[0]/224
-    if len(idx)==0 or n<1: return np.empty((0,2))
-    keep = np.empty((n,2)); m = 0; yx = np.stack(np.divmod(idx[(rng.random(tries)*len(idx)).astype(int)], where.shape[1]),1)/u
-    for p in yx:
-        if m==0 or ((keep[:m]-p)**2).sum(1).min()>=apart**2: keep[m] = p; m += 1
-        if m==n: break
-    return keep[:m]
+# %% ../../nbs/data/00_phantom.ipynb #c022
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c029
-def _wall_coords(f):
-    "Coordinates along a wall: signed distance d to the zero line of f (inside positive) and arc length s, both in px at 224"
-    u, lines = len(f)/224, find_contours(f, 0.)
-    if not lines: return np.where(f>0,99.,-99.).astype(np.float32), np.zeros_like(f)
-    steps = [np.concatenate([[50*u], np.hypot(*np.diff(l,axis=0).T)]) for l in lines]
-    pts, s = np.concatenate(lines), np.concatenate(steps).cumsum()/u
-    idx = np.full(f.shape,-1); r = np.rint(pts).astype(int); idx[r[:,0],r[:,1]] = np.arange(len(pts))
-    near = ndi.distance_transform_edt(idx<0, return_distances=False, return_indices=True)
-    k = idx[near[0],near[1]]; yy,xx = np.mgrid[:len(f),:len(f)]
-    d = np.hypot(yy-pts[k,0], xx-pts[k,1])/u*np.sign(f)
-    return ndi.gaussian_filter(d.astype(np.float32), .7*u), s[k].astype(np.float32)
+def _grid(size):
+    c = (np.arange(size, dtype=np.float32) + 0.5) * 224 / size
+    return np.meshgrid(c, c)
+
+def _noise(rng, size, scale):
+    "A smooth random field, mean 0, spread about 1, with features `scale` px wide"
+    span = 224 / scale
+    n = int(np.ceil(span)) + 3
+    lattice = Image.fromarray(rng.standard_normal((n, n)).astype(np.float32))
+    return np.asarray(lattice.resize((size, size), Image.BICUBIC, box=(1, 1, 1 + span, 1 + span))) / 0.72
+
+def _blur(a, sigma):
+    return ndi.gaussian_filter(np.asarray(a, np.float32), sigma * len(a) / 224, truncate=3)
 
 # %% ../../nbs/data/00_phantom.ipynb #c030
-def _along(rng, s, scale, soft=0.):
-    "A smooth random function of arc length"
-    n = int(s.max()/scale)+4
-    v = ndi.gaussian_filter1d(np.repeat(rng.standard_normal(n),4), 2.)*1.4
-    f = np.interp(s/scale, np.arange(n*4)/4, v).astype(np.float32)
-    return _blur(f,soft) if soft else f
+def _fill(f):
+    return np.clip(f + 0.5, 0, 1)
 
-def _beads(rng, s, spacing, jitter=.25):
-    "Beads on a string: signed arc distance to the nearest bead, its number, and how many there are"
-    n = int(s.max()/spacing)+2; c = (np.arange(n)+.5+jitter*rng.uniform(-1,1,n))*spacing
-    k = np.searchsorted((c[1:]+c[:-1])/2, s)
-    return (s-c[k]).astype(np.float32), k, n
-#
+def _line(f, width=0.8):
+    return np.exp(-((f / width) ** 2))
+
+def _union(fields, k=6.0):
+    f = np.stack(fields) / k
+    m = f.max(0)
+    return k * (m + np.log(np.exp(f - m).sum(0)))
+
+# %% ../../nbs/data/00_phantom.ipynb #c031
+def _grain(rng, size, strength):
+    return strength * rng.standard_normal((size, size), np.float32)
+
+def _over(img, f, value):
+    "Paint `value` where the field f is positive, with a soft edge"
+    a = _fill(f)
+    img *= 1 - a
+    img += a * value
+    return img
 
 # %% ../../nbs/data/00_phantom.ipynb #c032
-def _capillary(rng, size, mag):
-    "Two or three capillary loops around a mesangial stalk"
-    X,Y = _grid(size); U,V = [a+6*_noise(rng,size,50)+1.8*_noise(rng,size,17) for a in (X,Y)]
-    c, a = 112+rng.uniform(-20,20,2), rng.uniform(0,2*np.pi); parts = [(c,32*mag)]
-    turns = [(a,4), (a+np.pi+rng.uniform(-.8,.8),4)] + ([(a+np.pi/2*rng.choice([-1,1]),26)] if rng.random()<.6 else [])
-    for b,gap in turns:
-        r = rng.uniform(47,64)*mag; parts.append((c+(r+(gap+rng.uniform(0,12))*mag)*np.array([np.sin(b),np.cos(b)]), r))
-    d,s = _wall_coords(_union([r-np.hypot(U-q[1],V-q[0]) for q,r in parts]))
-    mes = rng.uniform(31,37)*mag-np.hypot(U-c[1],V-c[0])+4*_noise(rng,size,22)
-    return NS(size=size, mag=mag, X=X, Y=Y, d=d, s=s, mes=mes, c=c, w=rng.uniform(8.5,11)*mag,
-              tex=_noise(rng,size,4.5), fine=_noise(rng,size,2.6), rough=_noise(rng,size,11))
+def _ellipse(sc, p, r, rng, wobble=0.0, flat=0.4):
+    "A field that is positive inside a random ellipse around p=(y,x) of radius about r"
+    a, e = rng.uniform(0, math.pi), 1 + rng.uniform(0, flat)
+    dx, dy = sc.X - float(p[1]), sc.Y - float(p[0])
+    u, v = math.cos(a), math.sin(a)
+    return float(r) - np.hypot((u * dx + v * dy) * (1 / e), (u * dy - v * dx) * e**0.5) + wobble
+
+# %% ../../nbs/data/00_phantom.ipynb #c033
+def _scatter(rng, where, n, apart, tries=80):
+    "Up to n points (y,x) in `where`, no two nearer than `apart` px"
+    idx = np.flatnonzero(where)
+    u = where.shape[0] / 224
+    if len(idx) == 0 or n < 1:
+        return np.empty((0, 2))
+    keep = np.empty((n, 2))
+    m = 0
+    yx = np.stack(np.divmod(idx[(rng.random(tries) * len(idx)).astype(int)], where.shape[1]), 1) / u
+    for p in yx:
+        if m == 0 or ((keep[:m] - p) ** 2).sum(1).min() >= apart**2:
+            keep[m] = p
+            m += 1
+        if m == n:
+            break
+    return keep[:m]
+
+# %% ../../nbs/data/00_phantom.ipynb #c034
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c035
-def _mesangial(rng, sc, n, r):
-    "Deposits in the mesangium, two thirds of them beneath the paramesangial GBM"
-    f = np.full_like(sc.d,-9); wob = 1.6*_noise(rng,sc.size,7)
-    deep = (sc.mes>2)&(sc.d>sc.w+2); near = (sc.mes>-2)&(sc.d>sc.w+2)&(sc.d<sc.w+12*sc.mag)
-    for where,k in ((near if near.sum()>40 else deep, n-n//3), (deep, n//3)):
-        for p in _scatter(rng, where, k, 1.5*r*sc.mag): f = np.maximum(f, _ellipse(sc,p,r*sc.mag*rng.uniform(.75,1.25),rng,wob,.5))
-    return np.minimum(f, sc.d-.8*sc.w)
-
-def _subendothelial(rng, sc, amount=1.):
-    "Thickness in px of the deposit between GBM and endothelium, along the wall"
-    t = 10*_along(rng,sc.s,26*sc.mag,1.5)+8*amount
-    return np.clip(t,0,15*amount)*sc.mag*np.clip((-sc.mes-2)/8,0,1)
-#
+# %% ../../nbs/data/00_phantom.ipynb #c036
+def _wall_coords(f):
+    "Coordinates along a wall: signed distance d to the zero line of f (inside positive) and arc length s, both in px at 224"
+    u, lines = len(f) / 224, find_contours(f, 0.0)
+    if not lines:
+        return np.where(f > 0, 99.0, -99.0).astype(np.float32), np.zeros_like(f)
+    steps = [np.concatenate([[50 * u], np.hypot(*np.diff(l, axis=0).T)]) for l in lines]
+    pts, s = np.concatenate(lines), np.concatenate(steps).cumsum() / u
+    idx = np.full(f.shape, -1)
+    r = np.rint(pts).astype(int)
+    idx[r[:, 0], r[:, 1]] = np.arange(len(pts))
+    near = ndi.distance_transform_edt(idx < 0, return_distances=False, return_indices=True)
+    k = idx[near[0], near[1]]
+    yy, xx = np.mgrid[: len(f), : len(f)]
+    d = np.hypot(yy - pts[k, 0], xx - pts[k, 1]) / u * np.sign(f)
+    return ndi.gaussian_filter(d.astype(np.float32), 0.7 * u), s[k].astype(np.float32)
 
 # %% ../../nbs/data/00_phantom.ipynb #c037
-_SUBEPI = {'I': (15,4.5,4.5,-1.4), 'II': (15.5,5.2,6.6,-4.2), 'III': (16,5.6,5.2,-2.5), 'IV': (17,6.4,5.2,-1.)}
+def _along(rng, s, scale, soft=0.0):
+    "A smooth random function of arc length"
+    n = int(s.max() / scale) + 4
+    v = ndi.gaussian_filter1d(np.repeat(rng.standard_normal(n), 4), 2.0) * 1.4
+    f = np.interp(s / scale, np.arange(n * 4) / 4, v).astype(np.float32)
+    return _blur(f, soft) if soft else f
 
-def _subepithelial(rng, sc, stage, share=.92):
-    "Deposits on the outer side of the GBM: (deposit field, GBM field with its spikes, outward bump in px)"
-    g = sc.mag; spacing,a,b,d0 = (np.array(_SUBEPI[stage])*g)
-    ds,k,n = _beads(rng, sc.s, spacing); big,on = rng.uniform(.8,1.2,n)[k], (rng.random(n)<share)[k]
-    dep = (1-np.hypot(ds/(a*big),(sc.d-d0)/(b*big))+.09*sc.rough)*b
-    dep = np.where(on,dep,-9); valley = np.abs(ds)/spacing*2
-    if stage=='I': return dep, sc.d, np.where(on,np.clip(1-(ds/(a*1.3))**2,0,1)*4*g,0)
-    if stage=='II': return dep, sc.d+11*g*np.clip((valley-.45)/.5,0,1)**.8, np.full_like(sc.d,9.5*g)
-    if stage=='III': return dep, sc.d+8.5*g+.8*g*np.cos(valley*np.pi), np.full_like(sc.d,8.5*g)
-    h = (8+3.2*_along(rng,sc.s,20,1.))*g
-    return dep, sc.d+h, h
+def _beads(rng, s, spacing, jitter=0.25):
+    "Beads on a string: signed arc distance to the nearest bead, its number, and how many there are"
+    n = int(s.max() / spacing) + 2
+    c = (np.arange(n) + 0.5 + jitter * rng.uniform(-1, 1, n)) * spacing
+    k = np.searchsorted((c[1:] + c[:-1]) / 2, s)
+    return (s - c[k]).astype(np.float32), k, n
+
+# %% ../../nbs/data/00_phantom.ipynb #c038
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c039
-def _lesions(rng, sc, look):
-    "Everything a look puts into a glomerular field; knows the look, never the disease"
-    none = np.full_like(sc.d,-9.); P = NS(dep=none, lucent=none, tau=0*sc.d, gbm=sc.d, bump=0*sc.d, efface=np.clip(_along(rng,sc.s,30)-1,0,1), grey=.26, tri=False)
-    mes = {'IgAN':(9,10.5), 'LN':(3,8), 'IgAN/LN':(6,9), 'MN/LN':(4,9), 'IgAN/MN':(4,8)}.get(look)
-    sub = {'LN':1.1, 'IgAN/LN':.55, 'MN/LN':.4}.get(look); epi = {'MN/LN':('I',.8), 'IgAN/MN':('I',.5)}.get(look)
-    if look.startswith('MN-'): epi = (look[3:],.94)
-    if mes: P.dep = _mesangial(rng,sc,*mes)
-    if sub: P.tau = _subendothelial(rng,sc,sub)
-    if epi:
-        e,P.gbm,P.bump = _subepithelial(rng,sc,*epi); P.efface = 0*sc.d+(1 if epi[1]>.6 else .5)
-        if look=='MN-IV': P.lucent = e
-        else: P.dep = np.maximum(P.dep,e)
-    if look=='MN-III': P.grey = .32
-    P.tri = look in ('LN','IgAN/LN')
-    return P
-#
+# %% ../../nbs/data/00_phantom.ipynb #c040
+def _capillary(rng, size, mag):
+    "Two or three capillary loops around a mesangial stalk"
+    X, Y = _grid(size)
+    U, V = [a + 6 * _noise(rng, size, 50) + 1.8 * _noise(rng, size, 17) for a in (X, Y)]
+    c, a = 112 + rng.uniform(-20, 20, 2), rng.uniform(0, 2 * np.pi)
+    parts = [(c, 32 * mag)]
+    turns = [(a, 4), (a + np.pi + rng.uniform(-0.8, 0.8), 4)] + (
+        [(a + np.pi / 2 * rng.choice([-1, 1]), 26)] if rng.random() < 0.6 else []
+    )
+    for b, gap in turns:
+        r = rng.uniform(47, 64) * mag
+        parts.append((c + (r + (gap + rng.uniform(0, 12)) * mag) * np.array([np.sin(b), np.cos(b)]), r))
+    d, s = _wall_coords(_union([r - np.hypot(U - q[1], V - q[0]) for q, r in parts]))
+    mes = rng.uniform(31, 37) * mag - np.hypot(U - c[1], V - c[0]) + 4 * _noise(rng, size, 22)
+    return NS(
+        size=size,
+        mag=mag,
+        X=X,
+        Y=Y,
+        d=d,
+        s=s,
+        mes=mes,
+        c=c,
+        w=rng.uniform(8.5, 11) * mag,
+        tex=_noise(rng, size, 4.5),
+        fine=_noise(rng, size, 2.6),
+        rough=_noise(rng, size, 11),
+    )
 
 # %% ../../nbs/data/00_phantom.ipynb #c041
-def _nucleus(img, sc, f, base=.57):
-    "A nucleus: pale, with clumped chromatin that gathers at the rim"
-    return _over(img, f, base+.12*np.clip(1.3*sc.tex,-1,1)+.02*sc.fine-.24*_line(f-2.2,2.4)-.08*_line(f))
-
-def _paint_outside(img, sc, P, rng):
-    "Urinary space, podocyte branches and bodies, and the row of foot processes"
-    g, out = sc.mag, -sc.d-P.bump
-    img += .93+.015*sc.fine
-    _over(img, np.minimum(4*_noise(rng,sc.size,5)-6.5,out-9*g), .60)
-    arm = (8*_along(rng,sc.s,26,1.)+2.5)*g-np.abs(out-(18+5*_along(rng,sc.s,40))*g)
-    body = np.minimum(16*_noise(rng,sc.size,48)-4+sc.tex, out-24*g)
-    cell = np.minimum(np.maximum(arm,body)+1.5*_noise(rng,sc.size,8), out-8.5*g)
-    _over(img, cell, .68+.035*sc.tex+.03*sc.fine-.10*np.clip(_noise(rng,sc.size,7)-1.1,0,1)); img -= .26*_line(cell,.9)
-    for p in _scatter(rng, (body>9)&(out>36*g), 1, 60): _nucleus(img, sc, np.minimum(_ellipse(sc,p,17*g,rng,sc.rough),body-3))
-
-# %% ../../nbs/data/00_phantom.ipynb #c042
-def _paint_feet(img, sc, P, rng):
-    "Foot processes: teeth on the outer side with slits between them; effaced, they fuse to a band"
-    g, out, w = sc.mag, -sc.d-P.bump, np.clip(P.efface,0,1)
-    ds,k,n = _beads(rng, sc.s, rng.uniform(8.5,10.5)*g, .22); half = rng.uniform(4,5,n)[k]*g
-    tall = np.where(rng.random(n)<.18,16,rng.uniform(6.5,10,n))[k]*g*(1-w)+7*g*w
-    q = np.abs(ds+.3*out*_along(rng,sc.s,22))/half; duty = .68+.7*w
-    tooth = np.minimum(tall*np.sqrt(np.clip(1-np.minimum(q,1)**4*(1-w),0,1))-out, (duty-q)*half)
-    tooth = np.where(out>-2,tooth,-9)
-    _over(img, tooth, .54+.04*sc.tex); img -= .22*_line(tooth,.9)
-    _over(img, .9-np.abs(out-1.1), .52-.10*w)
-
-# %% ../../nbs/data/00_phantom.ipynb #c043
-def _paint_mesangium(img, sc, P, rng):
-    "Matrix, and the mesangial cell with its nucleus"
-    _over(img, P.gbm, .59+.035*_noise(rng,sc.size,9)+.03*sc.tex+.02*sc.fine)
-    cell = np.minimum(sc.mes-4+5*_noise(rng,sc.size,15), sc.d-sc.w-3)
-    _over(img, cell, .66+.03*sc.tex+.02*sc.fine-.10*np.clip(_noise(rng,sc.size,6)-1,0,1)); img -= .16*_line(cell)
-    f = _ellipse(sc, sc.c+rng.uniform(-5,5,2), rng.uniform(12,15)*sc.mag, rng, 1.3*sc.rough)
-    _nucleus(img, sc, np.minimum(f, sc.d-sc.w-4))
+#
 
 # %% ../../nbs/data/00_phantom.ipynb #c044
-def _paint_lumen(img, sc, P, rng, cells=(0,0,1,1,2)):
-    "Plasma, perhaps a red cell, and the thin fenestrated endothelium"
-    g = sc.mag; lum = np.minimum(sc.d-sc.w-P.tau-1, -sc.mes)
-    _over(img, lum, .82+.018*sc.tex+.025*sc.fine)
-    for p in _scatter(rng, lum>16*g, rng.choice(cells), 42*g):
-        _over(img, np.minimum(_ellipse(sc,p,rng.uniform(12,17)*g,rng,1.8*_noise(rng,sc.size,26),.6), lum-5*g), .17+.01*sc.fine)
-    e = (2.1+.6*_along(rng,sc.s,14)+12*np.clip(_along(rng,sc.s,34,2.)-1.2,0,1))*g
-    gap,_,_ = _beads(rng, sc.s, 6.5*g, .3); thin = np.clip(3.2*g-e,0,1)*(sc.mes<-8)
-    endo = np.minimum(e-lum, lum+.7)-1.7*thin*(np.abs(gap)<1.2*g)
-    _over(img, endo, .50+.05*sc.tex); img -= .12*_line(endo)*(lum>-1)
-    return lum, e
+def _mesangial(rng, sc, n, r):
+    "Deposits in the mesangium, two thirds of them beneath the paramesangial GBM"
+    f = np.full_like(sc.d, -9)
+    wob = 1.6 * _noise(rng, sc.size, 7)
+    deep = (sc.mes > 2) & (sc.d > sc.w + 2)
+    near = (sc.mes > -2) & (sc.d > sc.w + 2) & (sc.d < sc.w + 12 * sc.mag)
+    for where, k in ((near if near.sum() > 40 else deep, n - n // 3), (deep, n // 3)):
+        for p in _scatter(rng, where, k, 1.5 * r * sc.mag):
+            f = np.maximum(f, _ellipse(sc, p, r * sc.mag * rng.uniform(0.75, 1.25), rng, wob, 0.5))
+    return np.minimum(f, sc.d - 0.8 * sc.w)
 
 # %% ../../nbs/data/00_phantom.ipynb #c045
-def _paint_wall(img, sc, P, rng, lum):
-    "The GBM, an even grey ribbon, and the deposits"
-    band = np.minimum(P.gbm, sc.w-sc.d)
-    _over(img, band, .53+.012*sc.fine+.015*sc.rough); img -= .06*_line(P.gbm-.2,1.)*(sc.d<4)
-    dep = np.maximum(P.dep, np.minimum.reduce([sc.d-sc.w+.5, sc.w+P.tau-sc.d+.5, P.tau-1.5]))
-    if P.grey>.3: img += .10*_line(dep+1.8,1.4)
-    _over(img, dep, P.grey+.03*sc.tex+.02*sc.fine)
-    _over(img, P.lucent, .76+.05*sc.tex); _over(img, np.minimum(P.lucent-2.4,2*sc.tex-.8), .36)
-    return np.maximum(dep, P.lucent)>0
+def _subendothelial(rng, sc, amount=1.0):
+    "Thickness in px of the deposit between GBM and endothelium, along the wall"
+    t = 10 * _along(rng, sc.s, 26 * sc.mag, 1.5) + 8 * amount
+    return np.clip(t, 0, 15 * amount) * sc.mag * np.clip((-sc.mes - 2) / 8, 0, 1)
 
-# %% ../../nbs/data/00_phantom.ipynb #c046
-def _glomerular_field(rng, size, mag, look):
-    "One TEM field of a glomerulus with the deposits of a look ('' for none)"
-    sc = _capillary(rng,size,mag); P = _lesions(rng,sc,look); img = np.zeros((size,size),np.float32)
-    _paint_outside(img,sc,P,rng); _paint_feet(img,sc,P,rng); _paint_mesangium(img,sc,P,rng)
-    lum,e = _paint_lumen(img,sc,P,rng); mask = _paint_wall(img,sc,P,rng,lum)
-    if P.tri:
-        for p in _scatter(rng, (lum>0)&(lum<7), 2, 60):
-            f = np.minimum(_ellipse(sc,p,9*mag,rng,.3*sc.rough), lum+2); _over(img,f,.58); _over(img,np.minimum(f,1.6-np.abs(4*_noise(rng,size,3.2))),.24)
-    return img, mask
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c047
+_SUBEPI = {
+    'I': (15, 4.5, 4.5, -1.4),
+    'II': (15.5, 5.2, 6.6, -4.2),
+    'III': (16, 5.6, 5.2, -2.5),
+    'IV': (17, 6.4, 5.2, -1.0),
+}
+
+# %% ../../nbs/data/00_phantom.ipynb #c048
+def _subepithelial(rng, sc, stage, share=0.92):
+    "Deposits on the outer side of the GBM: (deposit field, GBM field with its spikes, outward bump in px)"
+    g = sc.mag
+    spacing, a, b, d0 = np.array(_SUBEPI[stage]) * g
+    ds, k, n = _beads(rng, sc.s, spacing)
+    big, on = rng.uniform(0.8, 1.2, n)[k], (rng.random(n) < share)[k]
+    dep = (1 - np.hypot(ds / (a * big), (sc.d - d0) / (b * big)) + 0.09 * sc.rough) * b
+    dep = np.where(on, dep, -9)
+    valley = np.abs(ds) / spacing * 2
+    if stage == 'I':
+        return dep, sc.d, np.where(on, np.clip(1 - (ds / (a * 1.3)) ** 2, 0, 1) * 4 * g, 0)
+    if stage == 'II':
+        return dep, sc.d + 11 * g * np.clip((valley - 0.45) / 0.5, 0, 1) ** 0.8, np.full_like(sc.d, 9.5 * g)
+    if stage == 'III':
+        return dep, sc.d + 8.5 * g + 0.8 * g * np.cos(valley * np.pi), np.full_like(sc.d, 8.5 * g)
+    h = (8 + 3.2 * _along(rng, sc.s, 20, 1.0)) * g
+    return dep, sc.d + h, h
+
+# %% ../../nbs/data/00_phantom.ipynb #c049
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c051
-def _f_tubule(rng, size, mag):
-    "Tubular epithelium: brush border, mitochondria, nuclei, basement membrane"
-    X,Y = _grid(size); a = rng.uniform(0,2*np.pi); sc = NS(X=X,Y=Y,tex=_noise(rng,size,4.5),fine=_noise(rng,size,2.6),size=size)
-    t = np.cos(a)*(X-112)+np.sin(a)*(Y-112)+7*_noise(rng,size,60); v = -np.sin(a)*(X-112)+np.cos(a)*(Y-112)+3*_noise(rng,size,30)
-    img = .66+.03*sc.tex+.03*sc.fine; rough = _noise(rng,size,20)
-    mito = np.minimum(_noise(rng,size,7)*4+1.5*np.cos(v/4.2)-3.2, t+50); _over(img,mito,.40+.05*np.sin(1.5*t+sc.tex)); img -= .10*_line(mito)
-    for p in _scatter(rng, (t>-15)&(t<25), 3, 62): _nucleus(img, sc, _ellipse(sc,p,rng.uniform(19,24)*mag,rng,rough))
-    brush = t-rng.uniform(48,62); _over(img, brush, .86+.02*sc.fine); hair = np.minimum(np.minimum(brush,26+2*rough-brush), 1.6*np.cos(v*1.15+.6*sc.tex)+.4)
-    _over(img, hair, .48); base = -62-t; _over(img,base,.80+.03*sc.tex); _over(img,np.minimum(base,9*mag-base),.55+.01*sc.fine)
-    return img
-#
-
-# %% ../../nbs/data/00_phantom.ipynb #c052
-def _f_podocyte(rng, size, mag):
-    "The body of a podocyte: a large folded nucleus, organelles, urinary space"
-    X,Y = _grid(size); sc = NS(X=X,Y=Y,tex=_noise(rng,size,4.5),fine=_noise(rng,size,2.6),size=size); rough = _noise(rng,size,26)
-    body = _ellipse(sc, 112+rng.uniform(-25,25,2), 88*mag, rng, 16*_noise(rng,size,45), .3)
-    img = .93+.015*sc.fine; _over(img, np.minimum(5*_noise(rng,size,9)-5,-body-4), .62)
-    _over(img, body, .67+.035*sc.tex+.03*sc.fine); img -= .26*_line(body,.9)
-    mito = np.minimum(4*_noise(rng,size,8)-4.2, body-8); _over(img,mito,.44+.06*np.sin(2*X+sc.tex)); img -= .10*_line(mito)
-    for p in _scatter(rng, body>34, 1, 60): _nucleus(img, sc, np.minimum(_ellipse(sc,p,38*mag,rng,7*rough,.3),body-8))
-    return img
-
-# %% ../../nbs/data/00_phantom.ipynb #c053
-def _f_redcell(rng, size, mag):
-    "A capillary packed with red cells"
-    X,Y = _grid(size); sc = NS(X=X,Y=Y,tex=_noise(rng,size,4.5),fine=_noise(rng,size,2.6),size=size)
-    img = .82+.03*sc.tex+.025*sc.fine; wob = _noise(rng,size,30)
-    for p in _scatter(rng, X>0, 5, 72): _over(img, _ellipse(sc,p,rng.uniform(26,34)*mag,rng,3*wob,.6), .18+.01*sc.fine)
-    return img
-
-def _f_collagen(rng, size, mag):
-    "Interstitium: bundles of collagen fibrils, cut lengthwise and across"
-    X,Y = _grid(size); a = rng.uniform(0,np.pi)+.5*_noise(rng,size,70); t = np.cos(a)*X+np.sin(a)*Y+2*_noise(rng,size,16)
-    bundle = 10*_noise(rng,size,34); fine,tex = _noise(rng,size,2.6),_noise(rng,size,3.4); img = .84+.02*fine
-    _over(img, bundle-1, .70+.14*np.sin(t*1.5/mag)+.03*fine); _over(img, np.minimum(-bundle-3,2*tex-1.2), .50)
-    cell = 12*_noise(rng,size,50)-13; _over(img, cell, .60+.04*tex); img -= .22*_line(cell)
-    return img
-
-# %% ../../nbs/data/00_phantom.ipynb #c054
-def _f_blur(rng, size, mag):
-    "A wall out of focus"
-    return _blur(_glomerular_field(rng,size,mag,'')[0], rng.uniform(4,6))
-
-# %% ../../nbs/data/00_phantom.ipynb #c055
-def _f_knife(rng, size, mag):
-    "A wall under knife marks and a fold of the section"
-    img = _glomerular_field(rng,size,mag,'')[0]; X,Y = _grid(size); a = rng.uniform(0,np.pi); t = np.cos(a)*X+np.sin(a)*Y
-    for _ in range(rng.integers(5,10)): img += rng.choice([-1,1])*rng.uniform(.10,.3)*_line(t-rng.uniform(-100,310),rng.uniform(.7,2.5))
-    f = t-rng.uniform(40,180)+4*_noise(rng,size,60); img -= .38*_line(f,rng.uniform(4,9)); _over(img, 2.5-np.abs(f-9)+_noise(rng,size,25)*2, .97)
-    return img
-#
-
-# %% ../../nbs/data/00_phantom.ipynb #c056
-def _f_lowmag(rng, size, mag):
-    "Low magnification: a field of small loops, too small to show a deposit"
-    g = _glomerulus(rng,size,1.4,26.); fine,tex = _noise(rng,size,2.6),_noise(rng,size,4.5)
-    lf = g.e-4-2.5*np.clip((20-g.stalk)/8,0,1); img = .62+.03*tex+.03*fine; _over(img, lf, .84+.02*fine)
-    _over(img, 1.3-np.abs(lf+1), .50); sc = NS(X=g.X,Y=g.Y,tex=tex,fine=fine,size=size)
-    for p in _scatter(rng, (lf<-1)&(g.stalk<18), 22, 20): _nucleus(img, sc, _ellipse(sc,p,5,rng,0.,.7), .5)
-    for p in _scatter(rng, lf>5, 12, 24): _over(img, _ellipse(sc,p,4,rng,0.,.8), .18)
-    return img
-
-# %% ../../nbs/data/00_phantom.ipynb #c057
-DISTRACTORS = {'tubule':_f_tubule, 'podocyte':_f_podocyte, 'redcell':_f_redcell, 'blur':_f_blur, 'knife':_f_knife, 'collagen':_f_collagen, 'lowmag':_f_lowmag}
-#
-
-# %% ../../nbs/data/00_phantom.ipynb #c059
-def _glomerulus(rng, size, mag, spacing=23.):
-    "Bowman's capsule, lobules, their stalks, and the lattice of capillary loops"
-    X,Y = _grid(size); c, R, n, top = 112+rng.uniform(-8,8,2), rng.uniform(98,108)*mag, rng.integers(5,8), rng.uniform(0,2*np.pi)
-    U,V = [a+4*_noise(rng,size,24)+1.5*_noise(rng,size,10) for a in (X,Y)]
-    cap = R*(1+.05*np.cos(2*np.arctan2(Y-c[0],X-c[1])+top))-np.hypot(X-c[1],Y-c[0])+5*_noise(rng,size,60)
-    ang = top+(np.arange(n)+rng.uniform(-.22,.22,n))*2*np.pi/n; far, L = R*rng.uniform(.46,.54,n), R*rng.uniform(.30,.37,n)
-    dx,dy,far,L = [a.astype(np.float32)[:,None,None] for a in (np.cos(ang),np.sin(ang),far,L)]; px,py = U-float(c[1]),V-float(c[0])
-    t = np.clip(px*dx+py*dy,0,far*1.2); axes = np.hypot(px-t*dx,py-t*dy)
-    lob = L-np.hypot(px-far*dx,py-far*dy)
-    tuft = np.minimum(_union([*lob,R*.34-np.hypot(px,py)],3.), cap-4)
-    cell,e,n_cell = _loops(rng,size,tuft,spacing*mag)
-    return NS(size=size, mag=mag, X=X, Y=Y, cap=cap, tuft=tuft, lobe=lob.argmax(0), n=n, stalk=axes.min(0), cell=cell, e=e, n_cell=n_cell)
-
-# %% ../../nbs/data/00_phantom.ipynb #c060
-def _loops(rng, size, tuft, p):
-    "Capillary loops as Voronoi cells of jittered, warped seeds: cell number, distance to the nearest border"
-    u = size/224; pad = int(24*u); g = np.arange(-2,int(224/p)+3); sy,sx = np.meshgrid(g*p*.87,g*p,indexing='ij'); sx = sx+(g[:,None]%2)*p/2
-    ix,iy = [np.rint((a+rng.uniform(-.34,.34,a.shape)*p)*u).astype(int)+pad for a in (sx,sy)]
-    seed = np.full((size+2*pad,)*2,-1); ok = (ix>=0)&(iy>=0)&(ix<len(seed))&(iy<len(seed)); seed[iy[ok],ix[ok]] = np.flatnonzero(ok)
-    near = ndi.distance_transform_edt(seed<0, return_distances=False, return_indices=True); vor = seed[near[0],near[1]]
-    X,Y = _grid(size); jx,jy = [np.clip(np.rint((a+.22*p*_noise(rng,size,16)+1.2*_noise(rng,size,8))*u+pad).astype(int),0,len(seed)-1) for a in (X,Y)]
-    cell = vor[jy,jx]; edge = tuft<0; edge[:,1:] |= cell[:,1:]!=cell[:,:-1]; edge[1:] |= cell[1:]!=cell[:-1]
-    return cell, _blur(ndi.distance_transform_edt(~edge).astype(np.float32)/u,1.4), seed.max()+1
-#
-
-# %% ../../nbs/data/00_phantom.ipynb #c063
-def _om_plan(rng, g, look):
-    "What a look does to the glomerulus: half gap between lumens, wall thickness, closed and hyaline share, cells, matrix"
-    core = lambda reach: np.clip((reach*g.mag-g.stalk)/7,0,1); one = np.ones_like(g.e)
-    ill = np.clip(_blur((rng.permutation(g.n)<np.ceil(.8*g.n))[g.lobe],4),0,1)
-    P = NS(gap=2.8+1.6*core(14), wall=.75*one, close=0*one, wire=0*one, cells=75, beaded=0., matrix=.45)
-    if look=='IgAN': P.gap, P.cells, P.matrix = 2.7+6.5*core(22), 130, 1.
-    if look.startswith('MN-'): P.gap, P.wall, P.cells, P.beaded = 3.0+.7*core(12), 1.9*one, 45, .6 if look=='MN-spiky' else .12
-    if look=='LN': P.close, P.wire, P.cells, P.gap, P.wall, P.matrix = .97*ill, .8*ill, 200, 3.+1.5*core(16), .9*one, .25
-    if look=='MN/LN': P.close, P.wire, P.cells, P.gap, P.wall, P.beaded = .25*ill, .35*ill, 105, 3.1+1.5*core(14), 1.6*one, .3
-    if look=='IgAN/LN': P.gap, P.cells, P.matrix, P.close = 2.8+5*core(20), 165, .65, .45*ill
-    if look=='IgAN/MN': P.gap, P.wall, P.cells = 3.+2.4*core(16), 1.3*one, 85
+def _lesions(rng, sc, look):
+    "Everything a look puts into a glomerular field; knows the look, never the disease"
+    none = np.full_like(sc.d, -9.0)
+    P = NS(
+        dep=none,
+        lucent=none,
+        tau=0 * sc.d,
+        gbm=sc.d,
+        bump=0 * sc.d,
+        efface=np.clip(_along(rng, sc.s, 30) - 1, 0, 1),
+        grey=0.26,
+        tri=False,
+    )
+    mes = {'IgAN': (9, 10.5), 'LN': (3, 8), 'IgAN/LN': (6, 9), 'MN/LN': (4, 9), 'IgAN/MN': (4, 8)}.get(look)
+    sub = {'LN': 1.1, 'IgAN/LN': 0.55, 'MN/LN': 0.4}.get(look)
+    epi = {'MN/LN': ('I', 0.8), 'IgAN/MN': ('I', 0.5)}.get(look)
+    if look.startswith('MN-'):
+        epi = (look[3:], 0.94)
+    if mes:
+        P.dep = _mesangial(rng, sc, *mes)
+    if sub:
+        P.tau = _subendothelial(rng, sc, sub)
+    if epi:
+        e, P.gbm, P.bump = _subepithelial(rng, sc, *epi)
+        P.efface = 0 * sc.d + (1 if epi[1] > 0.6 else 0.5)
+        if look == 'MN-IV':
+            P.lucent = e
+        else:
+            P.dep = np.maximum(P.dep, e)
+    if look == 'MN-III':
+        P.grey = 0.32
+    P.tri = look in ('LN', 'IgAN/LN')
     return P
 
-# %% ../../nbs/data/00_phantom.ipynb #c064
-def _om_densities(rng, size, mag, look):
-    "Densities of silver, counterstain and nuclear stain, and the lesion mask"
-    g = _glomerulus(rng,size,mag); P = _om_plan(rng,g,look); fine,mid = _noise(rng,size,2.4),_noise(rng,size,5)
-    lf = np.minimum(g.e-P.gap, g.tuft-P.gap); inside = _fill(g.tuft); thick = P.wall*(1+.22*_noise(rng,size,12))
-    closed,wired = [(rng.random(g.n_cell)[g.cell]<p).astype(np.float32) for p in (P.close,P.wire)]
-    black = np.exp(-(np.clip(np.abs(lf+thick*.7)-thick*.5,0,None)/.8)**2)*(g.tuft>-1.5)
-    black *= np.clip(1+.6*P.beaded*_noise(rng,size,3.2),.15,1.5)
-    mes = _fill(-(lf+thick*1.5))*inside; plug = _fill(lf)*closed; hyal = _fill(np.minimum(lf+.5,4-lf))*wired
-    S = black*(.9+.07*_noise(rng,size,14)+.02*fine)+mes*P.matrix*np.clip(.95-.8*np.abs(mid)+.2*fine,0,1)+.2*hyal
-    C = inside*(.18+.30*mes+.05*mid)*(1-.8*_fill(lf-.5)*(1-closed))+plug*(.32+.08*mid)+.7*hyal
-    spots = np.concatenate([_scatter(rng,(g.tuft>2)&((lf<-1.6)|(lf*closed>1.5)),int(P.cells),5.6*mag,400), _scatter(rng,np.abs(g.tuft+1.5)<1.5,22,13)])
-    lesion = {'LN': plug+hyal>.5, 'MN/LN': np.maximum(black,plug+hyal)>.5}.get(look, black>.5 if look.startswith('MN') else mes>.5)
-    return _om_context(rng,g,S,C,spots,fine,mid)+(lesion&(g.tuft>0),)
+# %% ../../nbs/data/00_phantom.ipynb #c052
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c054
+def _nucleus(img, sc, f, base=0.57):
+    "A nucleus: pale, with clumped chromatin that gathers at the rim"
+    return _over(
+        img,
+        f,
+        base
+        + 0.12 * np.clip(1.3 * sc.tex, -1, 1)
+        + 0.02 * sc.fine
+        - 0.24 * _line(f - 2.2, 2.4)
+        - 0.08 * _line(f),
+    )
+
+# %% ../../nbs/data/00_phantom.ipynb #c055
+def _paint_outside(img, sc, P, rng):
+    "Urinary space, podocyte branches and bodies, and the row of foot processes"
+    g, out = sc.mag, -sc.d - P.bump
+    img += 0.93 + 0.015 * sc.fine
+    _over(img, np.minimum(4 * _noise(rng, sc.size, 5) - 6.5, out - 9 * g), 0.60)
+    arm = (8 * _along(rng, sc.s, 26, 1.0) + 2.5) * g - np.abs(out - (18 + 5 * _along(rng, sc.s, 40)) * g)
+    body = np.minimum(16 * _noise(rng, sc.size, 48) - 4 + sc.tex, out - 24 * g)
+    cell = np.minimum(np.maximum(arm, body) + 1.5 * _noise(rng, sc.size, 8), out - 8.5 * g)
+    _over(
+        img,
+        cell,
+        0.68 + 0.035 * sc.tex + 0.03 * sc.fine - 0.10 * np.clip(_noise(rng, sc.size, 7) - 1.1, 0, 1),
+    )
+    img -= 0.26 * _line(cell, 0.9)
+    for p in _scatter(rng, (body > 9) & (out > 36 * g), 1, 60):
+        _nucleus(img, sc, np.minimum(_ellipse(sc, p, 17 * g, rng, sc.rough), body - 3))
+
+# %% ../../nbs/data/00_phantom.ipynb #c056
+def _paint_feet(img, sc, P, rng):
+    "Foot processes: teeth on the outer side with slits between them; effaced, they fuse to a band"
+    g, out, w = sc.mag, -sc.d - P.bump, np.clip(P.efface, 0, 1)
+    ds, k, n = _beads(rng, sc.s, rng.uniform(8.5, 10.5) * g, 0.22)
+    half = rng.uniform(4, 5, n)[k] * g
+    tall = np.where(rng.random(n) < 0.18, 16, rng.uniform(6.5, 10, n))[k] * g * (1 - w) + 7 * g * w
+    q = np.abs(ds + 0.3 * out * _along(rng, sc.s, 22)) / half
+    duty = 0.68 + 0.7 * w
+    tooth = np.minimum(
+        tall * np.sqrt(np.clip(1 - np.minimum(q, 1) ** 4 * (1 - w), 0, 1)) - out, (duty - q) * half
+    )
+    tooth = np.where(out > -2, tooth, -9)
+    _over(img, tooth, 0.54 + 0.04 * sc.tex)
+    img -= 0.22 * _line(tooth, 0.9)
+    _over(img, 0.9 - np.abs(out - 1.1), 0.52 - 0.10 * w)
+
+# %% ../../nbs/data/00_phantom.ipynb #c057
+def _paint_mesangium(img, sc, P, rng):
+    "Matrix, and the mesangial cell with its nucleus"
+    _over(img, P.gbm, 0.59 + 0.035 * _noise(rng, sc.size, 9) + 0.03 * sc.tex + 0.02 * sc.fine)
+    cell = np.minimum(sc.mes - 4 + 5 * _noise(rng, sc.size, 15), sc.d - sc.w - 3)
+    _over(
+        img, cell, 0.66 + 0.03 * sc.tex + 0.02 * sc.fine - 0.10 * np.clip(_noise(rng, sc.size, 6) - 1, 0, 1)
+    )
+    img -= 0.16 * _line(cell)
+    f = _ellipse(sc, sc.c + rng.uniform(-5, 5, 2), rng.uniform(12, 15) * sc.mag, rng, 1.3 * sc.rough)
+    _nucleus(img, sc, np.minimum(f, sc.d - sc.w - 4))
+
+# %% ../../nbs/data/00_phantom.ipynb #c058
+def _paint_lumen(img, sc, P, rng, cells=(0, 0, 1, 1, 2)):
+    "Plasma, perhaps a red cell, and the thin fenestrated endothelium"
+    g = sc.mag
+    lum = np.minimum(sc.d - sc.w - P.tau - 1, -sc.mes)
+    _over(img, lum, 0.82 + 0.018 * sc.tex + 0.025 * sc.fine)
+    for p in _scatter(rng, lum > 16 * g, rng.choice(cells), 42 * g):
+        _over(
+            img,
+            np.minimum(
+                _ellipse(sc, p, rng.uniform(12, 17) * g, rng, 1.8 * _noise(rng, sc.size, 26), 0.6),
+                lum - 5 * g,
+            ),
+            0.17 + 0.01 * sc.fine,
+        )
+    e = (2.1 + 0.6 * _along(rng, sc.s, 14) + 12 * np.clip(_along(rng, sc.s, 34, 2.0) - 1.2, 0, 1)) * g
+    gap, _, _ = _beads(rng, sc.s, 6.5 * g, 0.3)
+    thin = np.clip(3.2 * g - e, 0, 1) * (sc.mes < -8)
+    endo = np.minimum(e - lum, lum + 0.7) - 1.7 * thin * (np.abs(gap) < 1.2 * g)
+    _over(img, endo, 0.50 + 0.05 * sc.tex)
+    img -= 0.12 * _line(endo) * (lum > -1)
+    return lum, e
+
+# %% ../../nbs/data/00_phantom.ipynb #c059
+def _paint_wall(img, sc, P, rng, lum):
+    "The GBM, an even grey ribbon, and the deposits"
+    band = np.minimum(P.gbm, sc.w - sc.d)
+    _over(img, band, 0.53 + 0.012 * sc.fine + 0.015 * sc.rough)
+    img -= 0.06 * _line(P.gbm - 0.2, 1.0) * (sc.d < 4)
+    dep = np.maximum(P.dep, np.minimum.reduce([sc.d - sc.w + 0.5, sc.w + P.tau - sc.d + 0.5, P.tau - 1.5]))
+    if P.grey > 0.3:
+        img += 0.10 * _line(dep + 1.8, 1.4)
+    _over(img, dep, P.grey + 0.03 * sc.tex + 0.02 * sc.fine)
+    _over(img, P.lucent, 0.76 + 0.05 * sc.tex)
+    _over(img, np.minimum(P.lucent - 2.4, 2 * sc.tex - 0.8), 0.36)
+    return np.maximum(dep, P.lucent) > 0
+
+# %% ../../nbs/data/00_phantom.ipynb #c060
+def _glomerular_field(rng, size, mag, look):
+    "One TEM field of a glomerulus with the deposits of a look ('' for none)"
+    sc = _capillary(rng, size, mag)
+    P = _lesions(rng, sc, look)
+    img = np.zeros((size, size), np.float32)
+    _paint_outside(img, sc, P, rng)
+    _paint_feet(img, sc, P, rng)
+    _paint_mesangium(img, sc, P, rng)
+    lum, e = _paint_lumen(img, sc, P, rng)
+    mask = _paint_wall(img, sc, P, rng, lum)
+    if P.tri:
+        for p in _scatter(rng, (lum > 0) & (lum < 7), 2, 60):
+            f = np.minimum(_ellipse(sc, p, 9 * mag, rng, 0.3 * sc.rough), lum + 2)
+            _over(img, f, 0.58)
+            _over(img, np.minimum(f, 1.6 - np.abs(4 * _noise(rng, size, 3.2))), 0.24)
+    return img, mask
+
+# %% ../../nbs/data/00_phantom.ipynb #c061
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c066
-def _stamp(rng, size, points, r):
-    "Field of small ellipses (nuclei) at points"
-    f = np.full((size,size),-9.,np.float32); u = size/224; h = int(np.ceil(r*2*u))
-    for p in points:
-        y,x = (p*u).astype(int); y0,y1,x0,x1 = max(y-h,0),min(y+h,size),max(x-h,0),min(x+h,size)
-        a,e = rng.uniform(0,np.pi), rng.uniform(1,1.7); dy,dx = ((np.arange(y0,y1)+.5)/u-p[0])[:,None], ((np.arange(x0,x1)+.5)/u-p[1])[None]
-        q = r*rng.uniform(.85,1.15)-np.hypot((np.cos(a)*dx+np.sin(a)*dy)/e,(np.cos(a)*dy-np.sin(a)*dx)*e**.5)
-        f[y0:y1,x0:x1] = np.maximum(f[y0:y1,x0:x1],q)
-    return f
+def _f_tubule(rng, size, mag):
+    "Tubular epithelium: brush border, mitochondria, nuclei, basement membrane"
+    X, Y = _grid(size)
+    a = rng.uniform(0, 2 * np.pi)
+    sc = NS(X=X, Y=Y, tex=_noise(rng, size, 4.5), fine=_noise(rng, size, 2.6), size=size)
+    t = np.cos(a) * (X - 112) + np.sin(a) * (Y - 112) + 7 * _noise(rng, size, 60)
+    v = -np.sin(a) * (X - 112) + np.cos(a) * (Y - 112) + 3 * _noise(rng, size, 30)
+    img = 0.66 + 0.03 * sc.tex + 0.03 * sc.fine
+    rough = _noise(rng, size, 20)
+    mito = np.minimum(_noise(rng, size, 7) * 4 + 1.5 * np.cos(v / 4.2) - 3.2, t + 50)
+    _over(img, mito, 0.40 + 0.05 * np.sin(1.5 * t + sc.tex))
+    img -= 0.10 * _line(mito)
+    for p in _scatter(rng, (t > -15) & (t < 25), 3, 62):
+        _nucleus(img, sc, _ellipse(sc, p, rng.uniform(19, 24) * mag, rng, rough))
+    brush = t - rng.uniform(48, 62)
+    _over(img, brush, 0.86 + 0.02 * sc.fine)
+    hair = np.minimum(np.minimum(brush, 26 + 2 * rough - brush), 1.6 * np.cos(v * 1.15 + 0.6 * sc.tex) + 0.4)
+    _over(img, hair, 0.48)
+    base = -62 - t
+    _over(img, base, 0.80 + 0.03 * sc.tex)
+    _over(img, np.minimum(base, 9 * mag - base), 0.55 + 0.01 * sc.fine)
+    return img
 
 # %% ../../nbs/data/00_phantom.ipynb #c067
-def _surroundings(rng, g):
-    "Tubules around the glomerulus: (epithelium, tubular lumen, nuclei)"
-    out = -g.cap-5; f = np.full_like(out,-99.); lum = f.copy(); wob = 2.5*_noise(rng,g.size,20)
-    for p in _scatter(rng, out>8, 9, 42):
-        q = _ellipse(g,p,rng.uniform(24,30),rng,wob,.45); f,lum = np.maximum(f,q), np.maximum(lum,q-rng.uniform(12,15))
-    f = np.minimum(f,out); lum = np.minimum(lum,f-10)
-    return f, lum, np.concatenate([_scatter(rng,(f>4)&(lum<-3),40,10,150), _scatter(rng,(f<-2)&(out>1),12,10,50)])
+#
 
 # %% ../../nbs/data/00_phantom.ipynb #c068
-def _om_context(rng, g, S, C, spots, fine, mid):
-    "Add capsule, tubules, interstitium and nuclei"
-    f,lum,more = _surroundings(rng,g); out = _fill(-g.cap-1); soft = _noise(rng,g.size,30)
-    H = _fill(np.maximum(_stamp(rng,g.size,spots,3.3*g.mag), _stamp(rng,g.size,more,3.6*g.mag)))*(.6+.15*fine)
-    S = S+.85*_line(g.cap,1.2+.3*soft)+.25*_line(g.cap+3.5)+.8*_line(np.minimum(f,-g.cap-3),.9)*(g.cap<-3)
-    C = C+out*(_fill(f)*(.5+.10*mid+.06*fine)*(1-.85*_fill(lum))+(1-_fill(f))*(.26+.10*mid))
-    S = S+out*(1-_fill(f))*.3*np.clip(_noise(rng,g.size,4)-.3,0,1)
-    return S*(1-.65*np.clip(H*1.5,0,1)), C, H
-#
+def _f_podocyte(rng, size, mag):
+    "The body of a podocyte: a large folded nucleus, organelles, urinary space"
+    X, Y = _grid(size)
+    sc = NS(X=X, Y=Y, tex=_noise(rng, size, 4.5), fine=_noise(rng, size, 2.6), size=size)
+    rough = _noise(rng, size, 26)
+    body = _ellipse(sc, 112 + rng.uniform(-25, 25, 2), 88 * mag, rng, 16 * _noise(rng, size, 45), 0.3)
+    img = 0.93 + 0.015 * sc.fine
+    _over(img, np.minimum(5 * _noise(rng, size, 9) - 5, -body - 4), 0.62)
+    _over(img, body, 0.67 + 0.035 * sc.tex + 0.03 * sc.fine)
+    img -= 0.26 * _line(body, 0.9)
+    mito = np.minimum(4 * _noise(rng, size, 8) - 4.2, body - 8)
+    _over(img, mito, 0.44 + 0.06 * np.sin(2 * X + sc.tex))
+    img -= 0.10 * _line(mito)
+    for p in _scatter(rng, body > 34, 1, 60):
+        _nucleus(img, sc, np.minimum(_ellipse(sc, p, 38 * mag, rng, 7 * rough, 0.3), body - 8))
+    return img
+
+# %% ../../nbs/data/00_phantom.ipynb #c069
+def _f_redcell(rng, size, mag):
+    "A capillary packed with red cells"
+    X, Y = _grid(size)
+    sc = NS(X=X, Y=Y, tex=_noise(rng, size, 4.5), fine=_noise(rng, size, 2.6), size=size)
+    img = 0.82 + 0.03 * sc.tex + 0.025 * sc.fine
+    wob = _noise(rng, size, 30)
+    for p in _scatter(rng, X > 0, 5, 72):
+        _over(img, _ellipse(sc, p, rng.uniform(26, 34) * mag, rng, 3 * wob, 0.6), 0.18 + 0.01 * sc.fine)
+    return img
 
 # %% ../../nbs/data/00_phantom.ipynb #c070
-def _im_stain(rng, size, mag, look):
-    "Immune stain, its faint background, and the lesion mask"
-    g = _glomerulus(rng,size,mag,25.); core = np.clip((18*g.mag-g.stalk)/6,0,1); inside = _fill(g.tuft-1)
-    fine,grain,coarse,broad = [_noise(rng,size,k) for k in (2.6,3.4,6.5,30)]; lf = np.minimum(g.e,g.tuft)-3.6-1.2*core
-    wall = lambda width,tex,base: np.exp(-((lf+.3)/width)**2)*inside*np.clip(base+tex,0,2)
-    tree = lambda reach: _fill(1.6+reach*core-np.minimum(g.e,g.tuft-3))*core*inside*np.clip(.6+.7*coarse+.25*grain,0,2)
-    patch = lambda: np.clip(.6+.7*_noise(rng,size,30),0,1)
-    I = {'IgAN': lambda: tree(7.5), 'MN-fine': lambda: wall(1.4,.5*fine,.9), 'MN-coarse': lambda: wall(1.6,.6*grain,.85),
-         'LN': lambda: _fill(1.2-lf)*inside*np.clip(.8+.38*coarse+.2*grain,.1,2),
-         'MN/LN': lambda: wall(1.9,.55*grain,.85)+.45*_fill(-lf)*inside*np.clip(.7+.5*coarse,0,2),
-         'IgAN/LN': lambda: tree(7.)+.45*_fill(.6-lf)*inside*np.clip(.8+.5*coarse,.1,2),
-         'IgAN/MN': lambda: patch()*wall(1.5,.6*grain,.7)+.7*patch()*tree(6.)}[look]()
-    back = _blur(.05*inside+.03*_fill(-g.cap)*np.clip(.6+.5*coarse,0,1),2.5)+.05*_line(g.cap,1.4)
-    return I*(1+.15*broad).clip(.5), back, (I>.45)&(g.tuft>0)
-#
+def _f_collagen(rng, size, mag):
+    "Interstitium: bundles of collagen fibrils, cut lengthwise and across"
+    X, Y = _grid(size)
+    a = rng.uniform(0, np.pi) + 0.5 * _noise(rng, size, 70)
+    t = np.cos(a) * X + np.sin(a) * Y + 2 * _noise(rng, size, 16)
+    bundle = 10 * _noise(rng, size, 34)
+    fine, tex = _noise(rng, size, 2.6), _noise(rng, size, 3.4)
+    img = 0.84 + 0.02 * fine
+    _over(img, bundle - 1, 0.70 + 0.14 * np.sin(t * 1.5 / mag) + 0.03 * fine)
+    _over(img, np.minimum(-bundle - 3, 2 * tex - 1.2), 0.50)
+    cell = 12 * _noise(rng, size, 50) - 13
+    _over(img, cell, 0.60 + 0.04 * tex)
+    img -= 0.22 * _line(cell)
+    return img
+
+# %% ../../nbs/data/00_phantom.ipynb #c071
+def _f_blur(rng, size, mag):
+    "A wall out of focus"
+    return _blur(_glomerular_field(rng, size, mag, '')[0], rng.uniform(4, 6))
 
 # %% ../../nbs/data/00_phantom.ipynb #c072
-@dataclass
-class Style:
-    "How a patient's slides were cut, stained and photographed; drawn without looking at the disease"
-    mag: float = 1.       # magnification, relative
-    focus: float = .5     # blur of the optics, px at 224
-    grain: float = .03    # film grain or camera noise, share of full scale
-    gamma: tuple = (1.,1.,1.) # red, green, blue: staining strength and hue (OM), exposure (IM, TEM)
-    span: tuple = (0.,1.) # darkest and brightest value
-    curve: np.ndarray = None # steps of the tone curve relative to the usual, [channels,12]
-    tint: tuple = (.22,.10) # red and blue light per green (IM)
-    haze: float = .5      # out-of-focus light (IM)
-    bytes: float = 1.     # JPEG size relative to the modality's usual
+def _f_knife(rng, size, mag):
+    "A wall under knife marks and a fold of the section"
+    img = _glomerular_field(rng, size, mag, '')[0]
+    X, Y = _grid(size)
+    a = rng.uniform(0, np.pi)
+    t = np.cos(a) * X + np.sin(a) * Y
+    for _ in range(rng.integers(5, 10)):
+        img += (
+            rng.choice([-1, 1])
+            * rng.uniform(0.10, 0.3)
+            * _line(t - rng.uniform(-100, 310), rng.uniform(0.7, 2.5))
+        )
+    f = t - rng.uniform(40, 180) + 4 * _noise(rng, size, 60)
+    img -= 0.38 * _line(f, rng.uniform(4, 9))
+    _over(img, 2.5 - np.abs(f - 9) + _noise(rng, size, 25) * 2, 0.97)
+    return img
 
-def random_style(
-    rng:np.random.Generator, # source of randomness
-    modality:str,            # 'OM', 'IM' or 'TEM'
-)->Style: # one patient's style
-    "Draw a patient's style for one modality"
-    tone,hue = rng.normal(0,.2), rng.normal(0,.12,3)*(modality=='OM')
-    return Style(mag=rng.uniform(.93,1.1), focus=rng.uniform(.35,.75), grain=rng.uniform(.015,.04), gamma=tuple(np.exp(tone+hue)),
-                 span=(rng.uniform(0,.06),rng.uniform(.92,1)), curve=np.exp(rng.normal(0,.3,(3,12))),
-                 tint=tuple(rng.uniform((.1,.02),(.45,.25))), haze=rng.uniform(.3,.8), bytes=np.exp(rng.normal(0,.06)))
+# %% ../../nbs/data/00_phantom.ipynb #c073
 #
 
 # %% ../../nbs/data/00_phantom.ipynb #c074
-_MIX = {'OM': .9, 'IM': 1., 'TEM': .9} # how much of the tone curve is set by rank, and how much left as drawn
+def _f_lowmag(rng, size, mag):
+    "Low magnification: a field of small loops, too small to show a deposit"
+    g = _glomerulus(rng, size, 1.4, 26.0)
+    fine, tex = _noise(rng, size, 2.6), _noise(rng, size, 4.5)
+    lf = g.e - 4 - 2.5 * np.clip((20 - g.stalk) / 8, 0, 1)
+    img = 0.62 + 0.03 * tex + 0.03 * fine
+    _over(img, lf, 0.84 + 0.02 * fine)
+    _over(img, 1.3 - np.abs(lf + 1), 0.50)
+    sc = NS(X=g.X, Y=g.Y, tex=tex, fine=fine, size=size)
+    for p in _scatter(rng, (lf < -1) & (g.stalk < 18), 22, 20):
+        _nucleus(img, sc, _ellipse(sc, p, 5, rng, 0.0, 0.7), 0.5)
+    for p in _scatter(rng, lf > 5, 12, 24):
+        _over(img, _ellipse(sc, p, 4, rng, 0.0, 0.8), 0.18)
+    return img
 
-_KNOTS = (0,.02,.05,.1,.2,.35,.5,.65,.8,.9,.95,.98,1)
-
-_TONES = {'TEM': ((.08,.17,.24,.36,.50,.57,.63,.71,.80,.87,.91,.93,.97),),
-          'IM': ((0,.012,.018,.024,.035,.055,.085,.14,.27,.42,.56,.72,1),),
-          'OM': ((.10,.15,.19,.25,.42,.66,.80,.86,.91,.93,.945,.955,.97),
-                  (.09,.13,.17,.22,.34,.53,.66,.75,.86,.92,.94,.95,.97),
-                  (.10,.15,.19,.25,.41,.62,.75,.82,.89,.93,.945,.955,.97))}
-
-def _tone(a, modality, style, channel=0):
-    "Give one channel the patient's tone curve by rank: order is kept, the histogram no longer depends on what was drawn"
-    lo,hi = float(a.min()), float(a.max()); level = ((a-lo)*(65535/max(hi-lo,1e-6))).astype(np.uint16)
-    n = np.bincount(level.ravel(),minlength=65536); rank = (n.cumsum()-n/2)/a.size
-    usual = np.array(_TONES[modality][channel]); steps = np.diff(usual)*(1 if style.curve is None else style.curve[channel])
-    knots = usual[0]+np.concatenate([[0],steps.cumsum()])*(usual[-1]-usual[0])/steps.sum()
-    v = _MIX[modality]*np.interp(rank,_KNOTS,knots)+(1-_MIX[modality])*np.linspace(lo,hi,65536).clip(.05,1)
-    v = v**style.gamma[channel]
-    return (255*(style.span[0]+v*(style.span[1]-style.span[0]))+.5).astype(np.uint8)[level]
+# %% ../../nbs/data/00_phantom.ipynb #c075
+DISTRACTORS = {
+    'tubule': _f_tubule,
+    'podocyte': _f_podocyte,
+    'redcell': _f_redcell,
+    'blur': _f_blur,
+    'knife': _f_knife,
+    'collagen': _f_collagen,
+    'lowmag': _f_lowmag,
+}
 #
-
-# %% ../../nbs/data/00_phantom.ipynb #c076
-def _check(look, modality, extra=()):
-    known = APPEARANCES[modality]+tuple(extra)
-    if look not in known: raise ValueError(f'{modality} has no look {look!r}: choose from {known}')
-
-def draw_om(
-    look:str,            # one of APPEARANCES['OM']
-    rng=None,            # numpy Generator
-    size:int=224,        # px
-    style:Style=None,    # drawn from rng if None
-)->tuple: # (image uint8 [size,size,3], lesion mask bool [size,size])
-    "Draw a glomerulus in PASM silver stain"
-    _check(look,'OM'); rng = np.random.default_rng() if rng is None else rng; st = style or random_style(rng,'OM')
-    S,C,H,mask = _om_densities(rng,size,st.mag,look)
-    S,C,H = [_blur(a,st.focus) for a in (S,C,H)]; grain = _grain(rng,size,.2*st.grain)
-    rgb = [np.exp(-(s*S+c*C+h*H))+grain+_grain(rng,size,.004) for s,c,h in ((1.75,.16,1.05),(1.85,.62,.95),(1.75,.34,.45))]
-    rgb = np.stack([_tone(c,'OM',st,k) for k,c in enumerate(rgb)],-1)+_grain(rng,size,90*st.grain)[...,None]
-    return rgb.clip(0,255).astype(np.uint8), mask
 
 # %% ../../nbs/data/00_phantom.ipynb #c077
-def draw_im(
-    look:str,            # one of APPEARANCES['IM']
-    rng=None,            # numpy Generator
-    size:int=224,        # px
-    style:Style=None,    # drawn from rng if None
-)->tuple: # (image uint8 [size,size,3], lesion mask bool [size,size])
-    "Draw a glomerulus in immunofluorescence"
-    _check(look,'IM'); rng = np.random.default_rng() if rng is None else rng; st = style or random_style(rng,'IM')
-    I,back,mask = _im_stain(rng,size,st.mag*1.08,look)
-    light = _blur(I,st.focus+.2)+st.haze*(.5*_blur(I,5)+.5*_blur(I,14))+back
-    green = _tone(light*(1+_grain(rng,size,2*st.grain))+_grain(rng,size,.25*st.grain),'IM',st).astype(np.float32)
-    red,blue = st.tint[0]*green**2/255+np.abs(_grain(rng,size,4)), st.tint[1]*green+np.abs(_grain(rng,size,4))
-    return np.stack([red,green,blue],-1).clip(0,255).astype(np.uint8), mask
+def _glomerulus(rng, size, mag, spacing=23.0):
+    "Bowman's capsule, lobules, their stalks, and the lattice of capillary loops"
+    X, Y = _grid(size)
+    c, R, n, top = (
+        112 + rng.uniform(-8, 8, 2),
+        rng.uniform(98, 108) * mag,
+        rng.integers(5, 8),
+        rng.uniform(0, 2 * np.pi),
+    )
+    U, V = [a + 4 * _noise(rng, size, 24) + 1.5 * _noise(rng, size, 10) for a in (X, Y)]
+    cap = (
+        R * (1 + 0.05 * np.cos(2 * np.arctan2(Y - c[0], X - c[1]) + top))
+        - np.hypot(X - c[1], Y - c[0])
+        + 5 * _noise(rng, size, 60)
+    )
+    ang = top + (np.arange(n) + rng.uniform(-0.22, 0.22, n)) * 2 * np.pi / n
+    far, L = R * rng.uniform(0.46, 0.54, n), R * rng.uniform(0.30, 0.37, n)
+    dx, dy, far, L = [a.astype(np.float32)[:, None, None] for a in (np.cos(ang), np.sin(ang), far, L)]
+    px, py = U - float(c[1]), V - float(c[0])
+    t = np.clip(px * dx + py * dy, 0, far * 1.2)
+    axes = np.hypot(px - t * dx, py - t * dy)
+    lob = L - np.hypot(px - far * dx, py - far * dy)
+    tuft = np.minimum(_union([*lob, R * 0.34 - np.hypot(px, py)], 3.0), cap - 4)
+    cell, e, n_cell = _loops(rng, size, tuft, spacing * mag)
+    return NS(
+        size=size,
+        mag=mag,
+        X=X,
+        Y=Y,
+        cap=cap,
+        tuft=tuft,
+        lobe=lob.argmax(0),
+        n=n,
+        stalk=axes.min(0),
+        cell=cell,
+        e=e,
+        n_cell=n_cell,
+    )
 
 # %% ../../nbs/data/00_phantom.ipynb #c078
-def draw_tem(
-    look:str,            # one of APPEARANCES['TEM'], or of DISTRACTORS
-    rng=None,            # numpy Generator
-    size:int=224,        # px
-    style:Style=None,    # drawn from rng if None
-)->tuple: # (image uint8 [size,size], lesion mask bool [size,size])
-    "Draw one electron micrograph of a bag"
-    _check(look,'TEM',DISTRACTORS); rng = np.random.default_rng() if rng is None else rng; st = style or random_style(rng,'TEM')
-    mag = st.mag*rng.uniform(.92,1.08)
-    if look in DISTRACTORS: img,mask = DISTRACTORS[look](rng,size,mag), np.zeros((size,size),bool)
-    else: img,mask = _glomerular_field(rng,size,mag,look)
-    img = _blur(img,st.focus)+.02*_noise(rng,size,90)+_grain(rng,size,st.grain)
-    return _tone(img,'TEM',st), mask
+def _loops(rng, size, tuft, p):
+    "Capillary loops as Voronoi cells of jittered, warped seeds: cell number, distance to the nearest border"
+    u = size / 224
+    pad = int(24 * u)
+    g = np.arange(-2, int(224 / p) + 3)
+    sy, sx = np.meshgrid(g * p * 0.87, g * p, indexing='ij')
+    sx = sx + (g[:, None] % 2) * p / 2
+    ix, iy = [np.rint((a + rng.uniform(-0.34, 0.34, a.shape) * p) * u).astype(int) + pad for a in (sx, sy)]
+    seed = np.full((size + 2 * pad,) * 2, -1)
+    ok = (ix >= 0) & (iy >= 0) & (ix < len(seed)) & (iy < len(seed))
+    seed[iy[ok], ix[ok]] = np.flatnonzero(ok)
+    near = ndi.distance_transform_edt(seed < 0, return_distances=False, return_indices=True)
+    vor = seed[near[0], near[1]]
+    X, Y = _grid(size)
+    jx, jy = [
+        np.clip(
+            np.rint((a + 0.22 * p * _noise(rng, size, 16) + 1.2 * _noise(rng, size, 8)) * u + pad).astype(
+                int
+            ),
+            0,
+            len(seed) - 1,
+        )
+        for a in (X, Y)
+    ]
+    cell = vor[jy, jx]
+    edge = tuft < 0
+    edge[:, 1:] |= cell[:, 1:] != cell[:, :-1]
+    edge[1:] |= cell[1:] != cell[:-1]
+    return cell, _blur(ndi.distance_transform_edt(~edge).astype(np.float32) / u, 1.4), seed.max() + 1
+
+# %% ../../nbs/data/00_phantom.ipynb #c079
 #
 
+# %% ../../nbs/data/00_phantom.ipynb #c082
+def _om_plan(rng, g, look):
+    "What a look does to the glomerulus: half gap between lumens, wall thickness, closed and hyaline share, cells, matrix"
+    core = lambda reach: np.clip((reach * g.mag - g.stalk) / 7, 0, 1)
+    one = np.ones_like(g.e)
+    ill = np.clip(_blur((rng.permutation(g.n) < np.ceil(0.8 * g.n))[g.lobe], 4), 0, 1)
+    P = NS(
+        gap=2.8 + 1.6 * core(14),
+        wall=0.75 * one,
+        close=0 * one,
+        wire=0 * one,
+        cells=75,
+        beaded=0.0,
+        matrix=0.45,
+    )
+    if look == 'IgAN':
+        P.gap, P.cells, P.matrix = 2.7 + 6.5 * core(22), 130, 1.0
+    if look.startswith('MN-'):
+        P.gap, P.wall, P.cells, P.beaded = (
+            3.0 + 0.7 * core(12),
+            1.9 * one,
+            45,
+            0.6 if look == 'MN-spiky' else 0.12,
+        )
+    if look == 'LN':
+        P.close, P.wire, P.cells, P.gap, P.wall, P.matrix = (
+            0.97 * ill,
+            0.8 * ill,
+            200,
+            3.0 + 1.5 * core(16),
+            0.9 * one,
+            0.25,
+        )
+    if look == 'MN/LN':
+        P.close, P.wire, P.cells, P.gap, P.wall, P.beaded = (
+            0.25 * ill,
+            0.35 * ill,
+            105,
+            3.1 + 1.5 * core(14),
+            1.6 * one,
+            0.3,
+        )
+    if look == 'IgAN/LN':
+        P.gap, P.cells, P.matrix, P.close = 2.8 + 5 * core(20), 165, 0.65, 0.45 * ill
+    if look == 'IgAN/MN':
+        P.gap, P.wall, P.cells = 3.0 + 2.4 * core(16), 1.3 * one, 85
+    return P
+
+# %% ../../nbs/data/00_phantom.ipynb #c083
+def _om_densities(rng, size, mag, look):
+    "Densities of silver, counterstain and nuclear stain, and the lesion mask"
+    g = _glomerulus(rng, size, mag)
+    P = _om_plan(rng, g, look)
+    fine, mid = _noise(rng, size, 2.4), _noise(rng, size, 5)
+    lf = np.minimum(g.e - P.gap, g.tuft - P.gap)
+    inside = _fill(g.tuft)
+    thick = P.wall * (1 + 0.22 * _noise(rng, size, 12))
+    closed, wired = [(rng.random(g.n_cell)[g.cell] < p).astype(np.float32) for p in (P.close, P.wire)]
+    black = np.exp(-((np.clip(np.abs(lf + thick * 0.7) - thick * 0.5, 0, None) / 0.8) ** 2)) * (g.tuft > -1.5)
+    black *= np.clip(1 + 0.6 * P.beaded * _noise(rng, size, 3.2), 0.15, 1.5)
+    mes = _fill(-(lf + thick * 1.5)) * inside
+    plug = _fill(lf) * closed
+    hyal = _fill(np.minimum(lf + 0.5, 4 - lf)) * wired
+    S = (
+        black * (0.9 + 0.07 * _noise(rng, size, 14) + 0.02 * fine)
+        + mes * P.matrix * np.clip(0.95 - 0.8 * np.abs(mid) + 0.2 * fine, 0, 1)
+        + 0.2 * hyal
+    )
+    C = (
+        inside * (0.18 + 0.30 * mes + 0.05 * mid) * (1 - 0.8 * _fill(lf - 0.5) * (1 - closed))
+        + plug * (0.32 + 0.08 * mid)
+        + 0.7 * hyal
+    )
+    spots = np.concatenate(
+        [
+            _scatter(rng, (g.tuft > 2) & ((lf < -1.6) | (lf * closed > 1.5)), int(P.cells), 5.6 * mag, 400),
+            _scatter(rng, np.abs(g.tuft + 1.5) < 1.5, 22, 13),
+        ]
+    )
+    lesion = {'LN': plug + hyal > 0.5, 'MN/LN': np.maximum(black, plug + hyal) > 0.5}.get(
+        look, black > 0.5 if look.startswith('MN') else mes > 0.5
+    )
+    return _om_context(rng, g, S, C, spots, fine, mid) + (lesion & (g.tuft > 0),)
+
+# %% ../../nbs/data/00_phantom.ipynb #c084
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c086
+def _stamp(rng, size, points, r):
+    "Field of small ellipses (nuclei) at points"
+    f = np.full((size, size), -9.0, np.float32)
+    u = size / 224
+    h = int(np.ceil(r * 2 * u))
+    for p in points:
+        y, x = (p * u).astype(int)
+        y0, y1, x0, x1 = max(y - h, 0), min(y + h, size), max(x - h, 0), min(x + h, size)
+        a, e = rng.uniform(0, np.pi), rng.uniform(1, 1.7)
+        dy, dx = ((np.arange(y0, y1) + 0.5) / u - p[0])[:, None], ((np.arange(x0, x1) + 0.5) / u - p[1])[None]
+        q = r * rng.uniform(0.85, 1.15) - np.hypot(
+            (np.cos(a) * dx + np.sin(a) * dy) / e, (np.cos(a) * dy - np.sin(a) * dx) * e**0.5
+        )
+        f[y0:y1, x0:x1] = np.maximum(f[y0:y1, x0:x1], q)
+    return f
+
+# %% ../../nbs/data/00_phantom.ipynb #c087
+def _surroundings(rng, g):
+    "Tubules around the glomerulus: (epithelium, tubular lumen, nuclei)"
+    out = -g.cap - 5
+    f = np.full_like(out, -99.0)
+    lum = f.copy()
+    wob = 2.5 * _noise(rng, g.size, 20)
+    for p in _scatter(rng, out > 8, 9, 42):
+        q = _ellipse(g, p, rng.uniform(24, 30), rng, wob, 0.45)
+        f, lum = np.maximum(f, q), np.maximum(lum, q - rng.uniform(12, 15))
+    f = np.minimum(f, out)
+    lum = np.minimum(lum, f - 10)
+    return (
+        f,
+        lum,
+        np.concatenate(
+            [
+                _scatter(rng, (f > 4) & (lum < -3), 40, 10, 150),
+                _scatter(rng, (f < -2) & (out > 1), 12, 10, 50),
+            ]
+        ),
+    )
+
+# %% ../../nbs/data/00_phantom.ipynb #c088
+def _om_context(rng, g, S, C, spots, fine, mid):
+    "Add capsule, tubules, interstitium and nuclei"
+    f, lum, more = _surroundings(rng, g)
+    out = _fill(-g.cap - 1)
+    soft = _noise(rng, g.size, 30)
+    H = _fill(np.maximum(_stamp(rng, g.size, spots, 3.3 * g.mag), _stamp(rng, g.size, more, 3.6 * g.mag))) * (
+        0.6 + 0.15 * fine
+    )
+    S = (
+        S
+        + 0.85 * _line(g.cap, 1.2 + 0.3 * soft)
+        + 0.25 * _line(g.cap + 3.5)
+        + 0.8 * _line(np.minimum(f, -g.cap - 3), 0.9) * (g.cap < -3)
+    )
+    C = C + out * (
+        _fill(f) * (0.5 + 0.10 * mid + 0.06 * fine) * (1 - 0.85 * _fill(lum))
+        + (1 - _fill(f)) * (0.26 + 0.10 * mid)
+    )
+    S = S + out * (1 - _fill(f)) * 0.3 * np.clip(_noise(rng, g.size, 4) - 0.3, 0, 1)
+    return S * (1 - 0.65 * np.clip(H * 1.5, 0, 1)), C, H
+
+# %% ../../nbs/data/00_phantom.ipynb #c089
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c091
+def _im_stain(rng, size, mag, look):
+    "Immune stain, its faint background, and the lesion mask"
+    g = _glomerulus(rng, size, mag, 25.0)
+    core = np.clip((18 * g.mag - g.stalk) / 6, 0, 1)
+    inside = _fill(g.tuft - 1)
+    fine, grain, coarse, broad = [_noise(rng, size, k) for k in (2.6, 3.4, 6.5, 30)]
+    lf = np.minimum(g.e, g.tuft) - 3.6 - 1.2 * core
+    wall = lambda width, tex, base: np.exp(-(((lf + 0.3) / width) ** 2)) * inside * np.clip(base + tex, 0, 2)
+    tree = lambda reach: (
+        _fill(1.6 + reach * core - np.minimum(g.e, g.tuft - 3))
+        * core
+        * inside
+        * np.clip(0.6 + 0.7 * coarse + 0.25 * grain, 0, 2)
+    )
+    patch = lambda: np.clip(0.6 + 0.7 * _noise(rng, size, 30), 0, 1)
+    I = {
+        'IgAN': lambda: tree(7.5),
+        'MN-fine': lambda: wall(1.4, 0.5 * fine, 0.9),
+        'MN-coarse': lambda: wall(1.6, 0.6 * grain, 0.85),
+        'LN': lambda: _fill(1.2 - lf) * inside * np.clip(0.8 + 0.38 * coarse + 0.2 * grain, 0.1, 2),
+        'MN/LN': lambda: (
+            wall(1.9, 0.55 * grain, 0.85) + 0.45 * _fill(-lf) * inside * np.clip(0.7 + 0.5 * coarse, 0, 2)
+        ),
+        'IgAN/LN': lambda: tree(7.0) + 0.45 * _fill(0.6 - lf) * inside * np.clip(0.8 + 0.5 * coarse, 0.1, 2),
+        'IgAN/MN': lambda: patch() * wall(1.5, 0.6 * grain, 0.7) + 0.7 * patch() * tree(6.0),
+    }[look]()
+    back = _blur(
+        0.05 * inside + 0.03 * _fill(-g.cap) * np.clip(0.6 + 0.5 * coarse, 0, 1), 2.5
+    ) + 0.05 * _line(g.cap, 1.4)
+    return I * (1 + 0.15 * broad).clip(0.5), back, (I > 0.45) & (g.tuft > 0)
+
 # %% ../../nbs/data/00_phantom.ipynb #c092
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c094
+@dataclass
+class Style:
+    "How a patient's slides were cut, stained and photographed; drawn without looking at the disease"
+
+    mag: float = 1.0  # magnification, relative
+    focus: float = 0.5  # blur of the optics, px at 224
+    grain: float = 0.03  # film grain or camera noise, share of full scale
+    gamma: tuple = (1.0, 1.0, 1.0)  # red, green, blue: staining strength and hue (OM), exposure (IM, TEM)
+    span: tuple = (0.0, 1.0)  # darkest and brightest value
+    curve: np.ndarray = None  # steps of the tone curve relative to the usual, [channels,12]
+    tint: tuple = (0.22, 0.10)  # red and blue light per green (IM)
+    haze: float = 0.5  # out-of-focus light (IM)
+    bytes: float = 1.0  # JPEG size relative to the modality's usual
+
+# %% ../../nbs/data/00_phantom.ipynb #c095
+def random_style(
+    rng: np.random.Generator,  # source of randomness
+    modality: str,  # 'OM', 'IM' or 'TEM'
+) -> Style:  # one patient's style
+    "Draw a patient's style for one modality"
+    tone, hue = rng.normal(0, 0.2), rng.normal(0, 0.12, 3) * (modality == 'OM')
+    return Style(
+        mag=rng.uniform(0.93, 1.1),
+        focus=rng.uniform(0.35, 0.75),
+        grain=rng.uniform(0.015, 0.04),
+        gamma=tuple(np.exp(tone + hue)),
+        span=(rng.uniform(0, 0.06), rng.uniform(0.92, 1)),
+        curve=np.exp(rng.normal(0, 0.3, (3, 12))),
+        tint=tuple(rng.uniform((0.1, 0.02), (0.45, 0.25))),
+        haze=rng.uniform(0.3, 0.8),
+        bytes=np.exp(rng.normal(0, 0.06)),
+    )
+
+# %% ../../nbs/data/00_phantom.ipynb #c096
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c098
+_MIX = {
+    'OM': 0.9,
+    'IM': 1.0,
+    'TEM': 0.9,
+}  # how much of the tone curve is set by rank, and how much left as drawn
+_KNOTS = (0, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.98, 1)
+_TONES = {
+    'TEM': ((0.08, 0.17, 0.24, 0.36, 0.50, 0.57, 0.63, 0.71, 0.80, 0.87, 0.91, 0.93, 0.97),),
+    'IM': ((0, 0.012, 0.018, 0.024, 0.035, 0.055, 0.085, 0.14, 0.27, 0.42, 0.56, 0.72, 1),),
+    'OM': (
+        (0.10, 0.15, 0.19, 0.25, 0.42, 0.66, 0.80, 0.86, 0.91, 0.93, 0.945, 0.955, 0.97),
+        (0.09, 0.13, 0.17, 0.22, 0.34, 0.53, 0.66, 0.75, 0.86, 0.92, 0.94, 0.95, 0.97),
+        (0.10, 0.15, 0.19, 0.25, 0.41, 0.62, 0.75, 0.82, 0.89, 0.93, 0.945, 0.955, 0.97),
+    ),
+}
+
+# %% ../../nbs/data/00_phantom.ipynb #c099
+def _tone(a, modality, style, channel=0):
+    "Give one channel the patient's tone curve by rank: order is kept, the histogram no longer depends on what was drawn"
+    lo, hi = float(a.min()), float(a.max())
+    level = ((a - lo) * (65535 / max(hi - lo, 1e-6))).astype(np.uint16)
+    n = np.bincount(level.ravel(), minlength=65536)
+    rank = (n.cumsum() - n / 2) / a.size
+    usual = np.array(_TONES[modality][channel])
+    steps = np.diff(usual) * (1 if style.curve is None else style.curve[channel])
+    knots = usual[0] + np.concatenate([[0], steps.cumsum()]) * (usual[-1] - usual[0]) / steps.sum()
+    v = _MIX[modality] * np.interp(rank, _KNOTS, knots) + (1 - _MIX[modality]) * np.linspace(
+        lo, hi, 65536
+    ).clip(0.05, 1)
+    v = v ** style.gamma[channel]
+    return (255 * (style.span[0] + v * (style.span[1] - style.span[0])) + 0.5).astype(np.uint8)[level]
+
+# %% ../../nbs/data/00_phantom.ipynb #c100
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c102
+def _check(look, modality, extra=()):
+    known = APPEARANCES[modality] + tuple(extra)
+    if look not in known:
+        raise ValueError(f'{modality} has no look {look!r}: choose from {known}')
+
+# %% ../../nbs/data/00_phantom.ipynb #c103
+def draw_om(
+    look: str,  # one of APPEARANCES['OM']
+    rng=None,  # numpy Generator
+    size: int = 224,  # px
+    style: Style = None,  # drawn from rng if None
+) -> tuple:  # (image uint8 [size,size,3], lesion mask bool [size,size])
+    "Draw a glomerulus in PASM silver stain"
+    _check(look, 'OM')
+    rng = np.random.default_rng() if rng is None else rng
+    st = style or random_style(rng, 'OM')
+    S, C, H, mask = _om_densities(rng, size, st.mag, look)
+    S, C, H = [_blur(a, st.focus) for a in (S, C, H)]
+    grain = _grain(rng, size, 0.2 * st.grain)
+    rgb = [
+        np.exp(-(s * S + c * C + h * H)) + grain + _grain(rng, size, 0.004)
+        for s, c, h in ((1.75, 0.16, 1.05), (1.85, 0.62, 0.95), (1.75, 0.34, 0.45))
+    ]
+    rgb = (
+        np.stack([_tone(c, 'OM', st, k) for k, c in enumerate(rgb)], -1)
+        + _grain(rng, size, 90 * st.grain)[..., None]
+    )
+    return rgb.clip(0, 255).astype(np.uint8), mask
+
+# %% ../../nbs/data/00_phantom.ipynb #c104
+def draw_im(
+    look: str,  # one of APPEARANCES['IM']
+    rng=None,  # numpy Generator
+    size: int = 224,  # px
+    style: Style = None,  # drawn from rng if None
+) -> tuple:  # (image uint8 [size,size,3], lesion mask bool [size,size])
+    "Draw a glomerulus in immunofluorescence"
+    _check(look, 'IM')
+    rng = np.random.default_rng() if rng is None else rng
+    st = style or random_style(rng, 'IM')
+    I, back, mask = _im_stain(rng, size, st.mag * 1.08, look)
+    light = _blur(I, st.focus + 0.2) + st.haze * (0.5 * _blur(I, 5) + 0.5 * _blur(I, 14)) + back
+    green = _tone(
+        light * (1 + _grain(rng, size, 2 * st.grain)) + _grain(rng, size, 0.25 * st.grain), 'IM', st
+    ).astype(np.float32)
+    red, blue = (
+        st.tint[0] * green**2 / 255 + np.abs(_grain(rng, size, 4)),
+        st.tint[1] * green + np.abs(_grain(rng, size, 4)),
+    )
+    return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8), mask
+
+# %% ../../nbs/data/00_phantom.ipynb #c105
+def draw_tem(
+    look: str,  # one of APPEARANCES['TEM'], or of DISTRACTORS
+    rng=None,  # numpy Generator
+    size: int = 224,  # px
+    style: Style = None,  # drawn from rng if None
+) -> tuple:  # (image uint8 [size,size], lesion mask bool [size,size])
+    "Draw one electron micrograph of a bag"
+    _check(look, 'TEM', DISTRACTORS)
+    rng = np.random.default_rng() if rng is None else rng
+    st = style or random_style(rng, 'TEM')
+    mag = st.mag * rng.uniform(0.92, 1.08)
+    if look in DISTRACTORS:
+        img, mask = DISTRACTORS[look](rng, size, mag), np.zeros((size, size), bool)
+    else:
+        img, mask = _glomerular_field(rng, size, mag, look)
+    img = _blur(img, st.focus) + 0.02 * _noise(rng, size, 90) + _grain(rng, size, st.grain)
+    return _tone(img, 'TEM', st), mask
+
+# %% ../../nbs/data/00_phantom.ipynb #c106
+#
+
+# %% ../../nbs/data/00_phantom.ipynb #c120
 @dataclass
 class Biopsy:
     "One simulated case with its truth"
-    label: str          # disease
-    stage: str          # MN stage, '' for the others
-    OM: np.ndarray      # uint8 [size,size,3], or None if missing
-    IM: np.ndarray      # uint8 [size,size,3], or None if missing
-    TEM: list           # uint8 [size,size] each, empty if missing
-    masks: dict         # lesion masks, bool: 'OM', 'IM' one each, 'TEM' a list
-    appearance: dict    # the look drawn in each modality
-    fields: list        # what each TEM image shows: 'glomerulus' or a distractor
-    informative: list   # True for the TEM images that show the look
-    styles: dict = field(default_factory=dict, repr=False) # the style of each modality
 
-# %% ../../nbs/data/00_phantom.ipynb #c093
+    label: str  # disease
+    stage: str  # MN stage, '' for the others
+    OM: np.ndarray  # uint8 [size,size,3], or None if missing
+    IM: np.ndarray  # uint8 [size,size,3], or None if missing
+    TEM: list  # uint8 [size,size] each, empty if missing
+    masks: dict  # lesion masks, bool: 'OM', 'IM' one each, 'TEM' a list
+    appearance: dict  # the look drawn in each modality
+    fields: list  # what each TEM image shows: 'glomerulus' or a distractor
+    informative: list  # True for the TEM images that show the look
+    styles: dict = field(default_factory=dict, repr=False)  # the style of each modality
+
+# %% ../../nbs/data/00_phantom.ipynb #c121
 def _check_args(size, informative, bag, missing):
-    if not (isinstance(size,(int,np.integer)) and 64<=size<=2048): raise ValueError(f'size={size!r}: choose a whole number of pixels from 64 to 2048')
-    if not 0<informative<=1: raise ValueError(f'informative={informative}: the share of TEM images with the lesion lies above 0 and at most at 1')
-    if len(bag)!=2 or not 1<=bag[0]<=bag[1]:
-        raise ValueError(f'bag={bag}: give the smallest and the largest bag, for instance (3, 10); empty bags come from `missing`')
-    if not 0<=missing<1: raise ValueError(f'missing={missing}: a chance from 0 up to, but not including, 1')
+    if not (isinstance(size, (int, np.integer)) and 64 <= size <= 2048):
+        raise ValueError(f'size={size!r}: choose a whole number of pixels from 64 to 2048')
+    if not 0 < informative <= 1:
+        raise ValueError(
+            f'informative={informative}: the share of TEM images with the lesion lies above 0 and at most at 1'
+        )
+    if len(bag) != 2 or not 1 <= bag[0] <= bag[1]:
+        raise ValueError(
+            f'bag={bag}: give the smallest and the largest bag, for instance (3, 10); empty bags come from `missing`'
+        )
+    if not 0 <= missing < 1:
+        raise ValueError(f'missing={missing}: a chance from 0 up to, but not including, 1')
 
-# %% ../../nbs/data/00_phantom.ipynb #c094
+# %% ../../nbs/data/00_phantom.ipynb #c122
 def _draw_biopsy(disease, stage, shown, styles, here, rng, size, informative, bag):
     "The pictures of one biopsy; from here on the disease is carried along, not used"
-    n = int(rng.integers(bag[0],bag[1]+1))*here['TEM']; good = rng.random(n)<informative
-    if n and not good.any(): good[rng.integers(n)] = True
+    n = int(rng.integers(bag[0], bag[1] + 1)) * here['TEM']
+    good = rng.random(n) < informative
+    if n and not good.any():
+        good[rng.integers(n)] = True
     fields = ['glomerulus' if k else str(rng.choice(list(DISTRACTORS))) for k in good]
-    om,im = [draw(shown[m],rng,size,styles[m]) if here[m] else (None,None) for m,draw in (('OM',draw_om),('IM',draw_im))]
-    tem = [draw_tem(shown['TEM'] if f=='glomerulus' else f,rng,size,styles['TEM']) for f in fields]
-    return Biopsy(disease, stage, om[0], im[0], [t[0] for t in tem], dict(OM=om[1],IM=im[1],TEM=[t[1] for t in tem]),
-                  {m:l for m,l in shown.items() if here[m]}, fields, [bool(k) for k in good], styles)
+    om, im = [
+        draw(shown[m], rng, size, styles[m]) if here[m] else (None, None)
+        for m, draw in (('OM', draw_om), ('IM', draw_im))
+    ]
+    tem = [draw_tem(shown['TEM'] if f == 'glomerulus' else f, rng, size, styles['TEM']) for f in fields]
+    return Biopsy(
+        disease,
+        stage,
+        om[0],
+        im[0],
+        [t[0] for t in tem],
+        dict(OM=om[1], IM=im[1], TEM=[t[1] for t in tem]),
+        {m: l for m, l in shown.items() if here[m]},
+        fields,
+        [bool(k) for k in good],
+        styles,
+    )
+
+# %% ../../nbs/data/00_phantom.ipynb #c123
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c095
+# %% ../../nbs/data/00_phantom.ipynb #c124
 def simulate_biopsy(
-    disease:str,         # 'IgAN', 'MN' or 'LN'
-    stage:str=None,      # MN: 'I' … 'IV', drawn if None
-    rng=None,            # numpy Generator, or a seed
-    size:int=224,        # px
-    informative:float=.7,# chance that a TEM image shows the lesion; at least one does
-    bag:tuple=(3,10),    # smallest and largest bag, drawn evenly between
-    missing:float=0.,    # chance for each modality to be missing; one is always left
-    difficulty:Difficulty=Difficulty(), # shares of ambiguous looks
-    looks:dict=None,     # fix the look of some modalities, e.g. {'TEM': 'MN-II'}
-)->Biopsy: # images, masks and truth
+    disease: str,  # 'IgAN', 'MN' or 'LN'
+    stage: str = None,  # MN: 'I' … 'IV', drawn if None
+    rng=None,  # numpy Generator, or a seed
+    size: int = 224,  # px
+    informative: float = 0.7,  # chance that a TEM image shows the lesion; at least one does
+    bag: tuple = (3, 10),  # smallest and largest bag, drawn evenly between
+    missing: float = 0.0,  # chance for each modality to be missing; one is always left
+    difficulty: Difficulty = Difficulty(),  # shares of ambiguous looks
+    looks: dict = None,  # fix the look of some modalities, e.g. {'TEM': 'MN-II'}
+) -> Biopsy:  # images, masks and truth
     "Draw one biopsy: choose looks by the table, then draw every image from its look alone"
-    _check_args(size,informative,bag,missing)
-    if disease not in DISEASES: raise ValueError(f'unknown disease {disease!r}: choose from {DISEASES}')
-    if stage is not None and (disease!='MN' or stage not in STAGES): raise ValueError(f'stage={stage!r} with {disease}: only MN has stages, and they are {STAGES}')
+    _check_args(size, informative, bag, missing)
+    if disease not in DISEASES:
+        raise ValueError(f'unknown disease {disease!r}: choose from {DISEASES}')
+    if stage is not None and (disease != 'MN' or stage not in STAGES):
+        raise ValueError(f'stage={stage!r} with {disease}: only MN has stages, and they are {STAGES}')
     rng = np.random.default_rng(rng)
-    stage = stage or (str(rng.choice(STAGES)) if disease=='MN' else ''); state = f'MN-{stage}' if stage else disease
-    shown = {m: str(rng.choice(APPEARANCES[m], p=appearance_table(m,difficulty).loc[state].to_numpy())) for m in MODALITIES} | (looks or {})
-    styles = {m: random_style(rng,m) for m in MODALITIES}; here = rng.random(3)>=missing
-    if not here.any(): here[rng.integers(3)] = True
-    return _draw_biopsy(disease, stage, shown, styles, dict(zip(MODALITIES,here)), rng, size, informative, bag)
+    stage = stage or (str(rng.choice(STAGES)) if disease == 'MN' else '')
+    state = f'MN-{stage}' if stage else disease
+    shown = {
+        m: str(rng.choice(APPEARANCES[m], p=appearance_table(m, difficulty).loc[state].to_numpy()))
+        for m in MODALITIES
+    } | (looks or {})
+    styles = {m: random_style(rng, m) for m in MODALITIES}
+    here = rng.random(3) >= missing
+    if not here.any():
+        here[rng.integers(3)] = True
+    return _draw_biopsy(
+        disease, stage, shown, styles, dict(zip(MODALITIES, here)), rng, size, informative, bag
+    )
+
+# %% ../../nbs/data/00_phantom.ipynb #c125
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c100
-_BYTES = {'OM': 40000, 'IM': 30000, 'TEM': 34000} # at 224 px; a little more than a JPEG of quality 92 takes
+# %% ../../nbs/data/00_phantom.ipynb #c130
+_BYTES = {'OM': 40000, 'IM': 30000, 'TEM': 34000}  # at 224 px; a little more than a JPEG of quality 92 takes
 
+# %% ../../nbs/data/00_phantom.ipynb #c131
 def _jpeg(img, n):
     "A JPEG of exactly n bytes: filled up with a comment, as microscopes do with their metadata, so that its size tells nothing"
-    for quality in range(92,8,-4):
-        f = io.BytesIO(); Image.fromarray(img).save(f,'JPEG',quality=quality,subsampling=0); data = f.getvalue()
-        if len(data)+4<=n: break
-    head,fill,rest = data[:2], max(n-len(data),4), data[2:]
-    while fill>=4:
-        k = min(fill,60000) if not 60000<fill<60004 else 30000
-        head += b'\xff\xfe'+(k-2).to_bytes(2,'big')+b' '*(k-4); fill -= k
-    return head+rest
+    for quality in range(92, 8, -4):
+        f = io.BytesIO()
+        Image.fromarray(img).save(f, 'JPEG', quality=quality, subsampling=0)
+        data = f.getvalue()
+        if len(data) + 4 <= n:
+            break
+    head, fill, rest = data[:2], max(n - len(data), 4), data[2:]
+    while fill >= 4:
+        k = min(fill, 60000) if not 60000 < fill < 60004 else 30000
+        head += b'\xff\xfe' + (k - 2).to_bytes(2, 'big') + b' ' * (k - 4)
+        fill -= k
+    return head + rest
 
-# %% ../../nbs/data/00_phantom.ipynb #c101
+# %% ../../nbs/data/00_phantom.ipynb #c132
 def _save(root, stem, img, mask, modality, b, label, patient):
     "Write an image and its mask; return their paths below root"
-    size = len(img); path = Path(label)/patient/f'{stem}.jpg'; mpath = Path('masks')/f'{stem}.png'
-    (root/path).write_bytes(_jpeg(img, int(b.styles[modality].bytes*_BYTES[modality]*(size/224)**1.6)))
-    Image.fromarray(mask).save(root/mpath)
+    size = len(img)
+    path = Path(label) / patient / f'{stem}.jpg'
+    mpath = Path('masks') / f'{stem}.png'
+    (root / path).write_bytes(
+        _jpeg(img, int(b.styles[modality].bytes * _BYTES[modality] * (size / 224) ** 1.6))
+    )
+    Image.fromarray(mask).save(root / mpath)
     return path.as_posix(), mpath.as_posix()
 
-# %% ../../nbs/data/00_phantom.ipynb #c102
+# %% ../../nbs/data/00_phantom.ipynb #c133
 def _write_patient(job, root, seed, **kwargs):
     "Simulate patient i and write its files; returns its rows of the manifest"
-    i,label,stage = job; patient = f'P{i:03d}'; rows = []; root = Path(root); (root/label/patient).mkdir(parents=True)
-    b = simulate_biopsy(label, stage or None, np.random.default_rng([seed,i]), **kwargs)
-    todo = [(m,f'{m}_{label}_{patient}',getattr(b,m),b.masks[m],True,'glomerulus') for m in ('OM','IM') if getattr(b,m) is not None]
-    todo += [('TEM',f'TEM_{label}_{patient}_{k:02d}',*t) for k,t in enumerate(zip(b.TEM,b.masks['TEM'],b.informative,b.fields))]
-    for m,stem,img,mask,good,shows in todo:
-        path,mpath = _save(root,stem,img,mask,m,b,label,patient)
-        rows.append(dict(patient=patient,label=label,stage=b.stage,modality=m,path=path,informative=good,field=shows,
-                         appearance=b.appearance[m] if good else '',mask=mpath))
+    i, label, stage = job
+    patient = f'P{i:03d}'
+    rows = []
+    root = Path(root)
+    (root / label / patient).mkdir(parents=True)
+    b = simulate_biopsy(label, stage or None, np.random.default_rng([seed, i]), **kwargs)
+    todo = [
+        (m, f'{m}_{label}_{patient}', getattr(b, m), b.masks[m], True, 'glomerulus')
+        for m in ('OM', 'IM')
+        if getattr(b, m) is not None
+    ]
+    todo += [
+        ('TEM', f'TEM_{label}_{patient}_{k:02d}', *t)
+        for k, t in enumerate(zip(b.TEM, b.masks['TEM'], b.informative, b.fields))
+    ]
+    for m, stem, img, mask, good, shows in todo:
+        path, mpath = _save(root, stem, img, mask, m, b, label, patient)
+        rows.append(
+            dict(
+                patient=patient,
+                label=label,
+                stage=b.stage,
+                modality=m,
+                path=path,
+                informative=good,
+                field=shows,
+                appearance=b.appearance[m] if good else '',
+                mask=mpath,
+            )
+        )
     return rows
+
+# %% ../../nbs/data/00_phantom.ipynb #c134
 #
 
-# %% ../../nbs/data/00_phantom.ipynb #c104
+# %% ../../nbs/data/00_phantom.ipynb #c136
 def _run(jobs, work, n_workers, progress):
     "Map `work` over jobs on n_workers processes, in order, with a progress bar"
-    bar = lambda it: progress_bar(it,total=len(jobs)) if progress else it
-    if n_workers<=1: return [work(j) for j in bar(jobs)]
-    method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() and os.uname().sysname=='Linux' else 'spawn'
+    bar = lambda it: progress_bar(it, total=len(jobs)) if progress else it
+    if n_workers <= 1:
+        return [work(j) for j in bar(jobs)]
+    method = (
+        'fork'
+        if 'fork' in multiprocessing.get_all_start_methods() and os.uname().sysname == 'Linux'
+        else 'spawn'
+    )
     with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context(method)) as pool:
-        return [r for r in bar(pool.map(work,jobs))]
+        return [r for r in bar(pool.map(work, jobs))]
 
-# %% ../../nbs/data/00_phantom.ipynb #c105
+# %% ../../nbs/data/00_phantom.ipynb #c137
 def _jobs(n, seed):
     "Who has what: diseases balanced, MN stages balanced, in an order that tells nothing"
-    labels = np.random.default_rng([seed,n]).permutation(np.resize(DISEASES,n)); k = iter(range(n))
-    return [(i,str(l),STAGES[next(k)%4] if l=='MN' else '') for i,l in enumerate(labels)]
+    labels = np.random.default_rng([seed, n]).permutation(np.resize(DISEASES, n))
+    k = iter(range(n))
+    return [(i, str(l), STAGES[next(k) % 4] if l == 'MN' else '') for i, l in enumerate(labels)]
 
+# %% ../../nbs/data/00_phantom.ipynb #c138
 def _check_target(path, overwrite):
     "Refuse to write over anything but an earlier phantom"
-    if path.is_file(): raise NotADirectoryError(f'{path} is a file: give the name of a new folder')
-    if not path.exists() or not any(path.iterdir()): return
-    if not overwrite: raise FileExistsError(f'{path} is not empty: give a new folder, or overwrite=True to replace an earlier phantom')
-    if not (path/'manifest.csv').is_file():
-        raise FileExistsError(f'{path} holds files but no manifest.csv, so it is not an earlier phantom: delete it yourself if you mean to')
+    if path.is_file():
+        raise NotADirectoryError(f'{path} is a file: give the name of a new folder')
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise FileExistsError(
+            f'{path} is not empty: give a new folder, or overwrite=True to replace an earlier phantom'
+        )
+    if not (path / 'manifest.csv').is_file():
+        raise FileExistsError(
+            f'{path} holds files but no manifest.csv, so it is not an earlier phantom: delete it yourself if you mean to'
+        )
 
-# %% ../../nbs/data/00_phantom.ipynb #c106
+# %% ../../nbs/data/00_phantom.ipynb #c139
 def make_phantom(
-    path,                # folder to make; must not exist or be empty, unless overwrite
-    n_patients:int=150,  # cases, as even over the three diseases as can be
-    seed:int=0,          # same seed, same bytes
-    size:int=224,        # px
-    informative:float=.7,# chance that a TEM image shows the lesion; at least one a bag does
-    bag:tuple=(3,10),    # smallest and largest bag
-    missing:float=0.,    # chance for each modality of a case to be missing; one is always left
-    difficulty:Difficulty=Difficulty(), # shares of ambiguous looks
-    n_workers:int=None,  # processes; all cores if None
-    overwrite:bool=False,# replace an earlier phantom in this folder
-    progress:bool=True,  # show a progress bar
-)->pd.DataFrame: # the manifest, one row an image
+    path,  # folder to make; must not exist or be empty, unless overwrite
+    n_patients: int = 150,  # cases, as even over the three diseases as can be
+    seed: int = 0,  # same seed, same bytes
+    size: int = 224,  # px
+    informative: float = 0.7,  # chance that a TEM image shows the lesion; at least one a bag does
+    bag: tuple = (3, 10),  # smallest and largest bag
+    missing: float = 0.0,  # chance for each modality of a case to be missing; one is always left
+    difficulty: Difficulty = Difficulty(),  # shares of ambiguous looks
+    n_workers: int = None,  # processes; all cores if None
+    overwrite: bool = False,  # replace an earlier phantom in this folder
+    progress: bool = True,  # show a progress bar
+) -> pd.DataFrame:  # the manifest, one row an image
     "Write a cohort of simulated biopsies as `<class>/<patient>/` folders with masks and a manifest"
-    _check_args(size,informative,bag,missing)
-    if n_patients<3: raise ValueError(f'n_patients={n_patients}: at least 3 are needed, one of each disease')
-    path = Path(path); _check_target(path,overwrite)
-    n_workers = n_workers or (len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count())
-    part = path.absolute().parent/f'.{path.name}.part{os.getpid()}'; (part/'masks').mkdir(parents=True)
+    _check_args(size, informative, bag, missing)
+    if n_patients < 3:
+        raise ValueError(f'n_patients={n_patients}: at least 3 are needed, one of each disease')
+    path = Path(path)
+    _check_target(path, overwrite)
+    n_workers = n_workers or (
+        len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    )
+    part = path.absolute().parent / f'.{path.name}.part{os.getpid()}'
+    (part / 'masks').mkdir(parents=True)
     try:
-        work = partial(_write_patient,root=part,seed=seed,size=size,informative=informative,bag=bag,missing=missing,difficulty=difficulty)
-        table = pd.DataFrame(list(chain.from_iterable(_run(_jobs(n_patients,seed),work,n_workers,progress))))
-        table.to_csv(part/'manifest.csv',index=False)
-        if path.exists(): shutil.rmtree(path)
+        work = partial(
+            _write_patient,
+            root=part,
+            seed=seed,
+            size=size,
+            informative=informative,
+            bag=bag,
+            missing=missing,
+            difficulty=difficulty,
+        )
+        table = pd.DataFrame(
+            list(chain.from_iterable(_run(_jobs(n_patients, seed), work, n_workers, progress)))
+        )
+        table.to_csv(part / 'manifest.csv', index=False)
+        if path.exists():
+            shutil.rmtree(path)
         part.rename(path)
-    finally: shutil.rmtree(part,ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return table
+
+# %% ../../nbs/data/00_phantom.ipynb #c140
 #

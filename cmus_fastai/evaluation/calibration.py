@@ -14,270 +14,425 @@ from mpl_toolkits.axes_grid1 import make_axes_locatable
 from scipy.optimize import minimize_scalar
 from scipy.stats import false_discovery_control
 from cmus_fastai.evaluation.metrics import (
-    EvaluationWarning, labelled_rows, percentile_interval, quiet_axes, compare, evaluate, resample_counts,
+    EvaluationWarning,
+    labelled_rows,
+    percentile_interval,
+    quiet_axes,
+    compare,
+    evaluate,
+    resample_counts,
     wilson,
 )
 from ..core import OKABE_ITO
 from ..training.predictions import check_predictions, classes_of
 
 # %% ../../nbs/evaluation/01_calibration.ipynb #c009
-def _probs(df): return df[[f'p_{c}' for c in classes_of(df)]].to_numpy(float)
+def _probs(df):
+    return df[[f'p_{c}' for c in classes_of(df)]].to_numpy(float)
 
-def _log_probs(df): return np.log(np.clip(_probs(df), np.finfo(float).eps, 1)) # a stated 0 counts as 2e-16, as in scikit-learn
+def _log_probs(df):
+    return np.log(
+        np.clip(_probs(df), np.finfo(float).eps, 1)
+    )  # a stated 0 counts as 2e-16, as in scikit-learn
 
-def _column(df, names): return pd.Index(classes_of(df)).get_indexer(df[names])  # number of the class in column `names`, [n]
+def _column(df, names):
+    return pd.Index(classes_of(df)).get_indexer(df[names])  # number of the class in column `names`, [n]
 
 def _soften(logp, T):
-    z = logp/T
+    z = logp / T
     e = np.exp(z - z.max(1, keepdims=True))
-    return e/e.sum(1, keepdims=True)
+    return e / e.sum(1, keepdims=True)
 
 # %% ../../nbs/evaluation/01_calibration.ipynb #c011
-def _confidence(df): return _probs(df)[np.arange(len(df)), _column(df, 'pred')]
+def _confidence(df):
+    return _probs(df)[np.arange(len(df)), _column(df, 'pred')]
 
 def _bins(confidence, n_bins, kind):
     "Bin of each patient; equal confidences share a bin"
-    if kind not in ('equal mass','equal width'): raise ValueError(f"kind is 'equal mass' or 'equal width', not {kind!r}")
-    if n_bins < 1: raise ValueError(f'n_bins is {n_bins}; at least one bin is needed')
-    inner = np.arange(1, n_bins)/n_bins
-    return np.searchsorted(np.quantile(confidence, inner) if kind=='equal mass' else inner, confidence)
+    if kind not in ('equal mass', 'equal width'):
+        raise ValueError(f"kind is 'equal mass' or 'equal width', not {kind!r}")
+    if n_bins < 1:
+        raise ValueError(f'n_bins is {n_bins}; at least one bin is needed')
+    inner = np.arange(1, n_bins) / n_bins
+    return np.searchsorted(np.quantile(confidence, inner) if kind == 'equal mass' else inner, confidence)
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c012
 def _ece(gap, bins, W):
     "Expected calibration error of each resample, [len(W)], from confidence − hit ([n] or [len(W),n]) and counts W"
-    return np.abs((W*gap)@(bins[:,None]==np.unique(bins))).sum(1)/W.sum(1)
+    return np.abs((W * gap) @ (bins[:, None] == np.unique(bins))).sum(1) / W.sum(1)
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c013
 def calibration_error(
-    preds:pd.DataFrame,     # from `predictions`
-    n_bins:int=10,          # bins of confidence
-    kind:str='equal mass',  # or 'equal width': bins that hold equally many patients, or are equally wide
-)->float:                   # 0 … 1
+    preds: pd.DataFrame,  # from `predictions`
+    n_bins: int = 10,  # bins of confidence
+    kind: str = 'equal mass',  # or 'equal width': bins that hold equally many patients, or are equally wide
+) -> float:  # 0 … 1
     "Expected calibration error of the predicted class: mean distance between confidence and accuracy over bins of confidence"
     df, _ = labelled_rows(preds)
     conf = _confidence(df)
-    return float(_ece(conf - (df.pred==df.label).to_numpy(), _bins(conf, n_bins, kind), np.ones((1,len(df))))[0])
+    return float(
+        _ece(conf - (df.pred == df.label).to_numpy(), _bins(conf, n_bins, kind), np.ones((1, len(df))))[0]
+    )
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c012
+# %% ../../nbs/evaluation/01_calibration.ipynb #c014
 def plot_reliability(
-    preds:pd.DataFrame, # from `predictions`
-    ax=None,            # axes to draw on; the histogram takes their lower fifth
-    n_bins:int=10,      # bins that hold equally many patients
-):                      # the axes
+    preds: pd.DataFrame,  # from `predictions`
+    ax=None,  # axes to draw on; the histogram takes their lower fifth
+    n_bins: int = 10,  # bins that hold equally many patients
+):  # the axes
     "Reliability: accuracy against confidence, with Wilson intervals, and a histogram of the confidences below"
     df, _ = labelled_rows(preds)
-    conf, hit = _confidence(df), (df.pred==df.label).to_numpy()
+    conf, hit = _confidence(df), (df.pred == df.label).to_numpy()
     bins = _bins(conf, n_bins, 'equal mass')
-    if ax is None: ax = plt.subplots(figsize=(4,4.6), dpi=80, layout='tight')[1]
-    ax.plot([0,1], [0,1], ls=':', color='#999', lw=1)
+    if ax is None:
+        ax = plt.subplots(figsize=(4, 4.6), dpi=80, layout='tight')[1]
+    ax.plot([0, 1], [0, 1], ls=':', color='#999', lw=1)
     for b in np.unique(bins):
-        here = bins==b
-        ax.plot([conf[here].mean()]*2, wilson(hit[here].sum(), here.sum()), color=OKABE_ITO[0], lw=1.5)
+        here = bins == b
+        ax.plot([conf[here].mean()] * 2, wilson(hit[here].sum(), here.sum()), color=OKABE_ITO[0], lw=1.5)
         ax.plot(conf[here].mean(), hit[here].mean(), 'o', color=OKABE_ITO[0], ms=5)
-    below = make_axes_locatable(ax).append_axes('bottom', size='20%', pad=.08, sharex=ax)
+    below = make_axes_locatable(ax).append_axes('bottom', size='20%', pad=0.08, sharex=ax)
     below.hist(conf, np.linspace(0, 1, 21), color=OKABE_ITO[5])
-    quiet_axes(below).set(xlabel='confidence: probability of the predicted class', ylabel='patients', xlim=(0,1.02))
-    quiet_axes(ax).set(ylabel='accuracy', ylim=(-.02,1.02)); ax.tick_params(labelbottom=False)
+    quiet_axes(below).set(
+        xlabel='confidence: probability of the predicted class', ylabel='patients', xlim=(0, 1.02)
+    )
+    quiet_axes(ax).set(ylabel='accuracy', ylim=(-0.02, 1.02))
+    ax.tick_params(labelbottom=False)
     return ax
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c024
+# %% ../../nbs/evaluation/01_calibration.ipynb #c026
 def _scores(df):
     "What each patient would contribute if the truth were class k: hit, Brier score and negative log likelihood, each [n,K]"
     p = _probs(df)
     K = p.shape[1]
-    return _column(df, 'pred')[:,None] == np.arange(K), ((p[:,None] - np.eye(K))**2).sum(-1), -_log_probs(df)
+    return (
+        _column(df, 'pred')[:, None] == np.arange(K),
+        ((p[:, None] - np.eye(K)) ** 2).sum(-1),
+        -_log_probs(df),
+    )
 
-def _of_truth(df, scores): return [s[np.arange(len(df)), _column(df, 'label')] for s in scores]
+def _of_truth(df, scores):
+    return [s[np.arange(len(df)), _column(df, 'label')] for s in scores]
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c027
 def brier(
-    preds:pd.DataFrame, # from `predictions`
-)->float:               # 0 is perfect, 2 is certain and always wrong
+    preds: pd.DataFrame,  # from `predictions`
+) -> float:  # 0 is perfect, 2 is certain and always wrong
     "Brier score: squared distance between probabilities and truth, summed over classes, mean over patients"
     df, _ = labelled_rows(preds)
     return float(_of_truth(df, _scores(df))[1].mean())
 
 def nll(
-    preds:pd.DataFrame, # from `predictions`
-)->float:               # nats; 0 is perfect
+    preds: pd.DataFrame,  # from `predictions`
+) -> float:  # nats; 0 is perfect
     "Mean negative log likelihood of the true classes"
     df, _ = labelled_rows(preds)
     return float(_of_truth(df, _scores(df))[2].mean())
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c029
+# %% ../../nbs/evaluation/01_calibration.ipynb #c032
 def _ece_interval(est, low, high, certain):
     "Interval of an ece from the percentiles of its resamples, turned round the estimate; from 0 unless it is certain that the reader is not calibrated"
-    if np.isnan(low): return np.nan, np.nan
-    return min(max(2*est-high, 0.), est) if certain else 0., min(max(2*est-low, est), 1.)
+    if np.isnan(low):
+        return np.nan, np.nan
+    return min(max(2 * est - high, 0.0), est) if certain else 0.0, min(max(2 * est - low, est), 1.0)
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c033
 def calibration(
-    preds:pd.DataFrame,     # from `predictions`
-    n_boot:int=2000,        # resamples, and simulated calibrated readers
-    n_bins:int=10,          # bins of confidence
-    kind:str='equal mass',  # of the bins, as in `calibration_error`
-    level:float=.95,        # of the intervals
-    seed:int=0,             # of the random numbers
-)->pd.DataFrame:            # rows ece, brier, nll, overconfidence; columns estimate, low, high, if_calibrated, p, n
+    preds: pd.DataFrame,  # from `predictions`
+    n_boot: int = 2000,  # resamples, and simulated calibrated readers
+    n_bins: int = 10,  # bins of confidence
+    kind: str = 'equal mass',  # of the bins, as in `calibration_error`
+    level: float = 0.95,  # of the intervals
+    seed: int = 0,  # of the random numbers
+) -> pd.DataFrame:  # rows ece, brier, nll, overconfidence; columns estimate, low, high, if_calibrated, p, n
     "Calibration with bootstrap intervals, beside what a calibrated reader with these probabilities would score"
     df, _ = labelled_rows(preds)
     conf, scores, k = _confidence(df), _scores(df), df.group.nunique()
-    bins, names = _bins(conf, n_bins, kind), ['ece','brier','nll','overconfidence']
-    def figures(hit, b, l, W): return np.array([_ece(conf-hit, bins, W), *((W*v).sum(1)/W.sum(1) for v in (b, l, conf-hit))])
-    truth, W = _of_truth(df, scores), resample_counts(df.group, n_boot, seed)
-    est, boots = figures(*truth, np.ones((1,len(df))))[:,0], figures(*truth, W)
-    drawn = (np.random.default_rng(seed).random((n_boot,len(df),1)) > _probs(df).cumsum(1)[:,:-1]).sum(-1)   # labels that follow the stated probabilities
-    sims = figures(*(s[np.arange(len(df)),drawn] for s in scores), np.ones_like(W))
-    usual = np.r_[0, sims[1:].mean(1)][:,None]                        # an ece can only be too large, the others too large or too small
-    p = (1 + (np.abs(sims-usual) >= np.abs(est[:,None]-usual) - 1e-12).sum(1))/(1+n_boot) if k==len(df) else np.full(4, np.nan)
-    ci = [percentile_interval(b, level, lambda: (np.nan,)*2) if k>1 else (np.nan,)*2 for b in boots]
-    ci[0] = _ece_interval(est[0], *ci[0], p[0] <= 1-level)
-    return pd.DataFrame(dict(estimate=est, low=[c[0] for c in ci], high=[c[1] for c in ci], if_calibrated=sims.mean(1), p=p, n=len(df)), index=names)
+    bins, names = _bins(conf, n_bins, kind), ['ece', 'brier', 'nll', 'overconfidence']
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c038
-T_LIMITS = (1/20, 20)
+    def figures(hit, b, l, W):
+        return np.array([_ece(conf - hit, bins, W), *((W * v).sum(1) / W.sum(1) for v in (b, l, conf - hit))])
+
+    truth, W = _of_truth(df, scores), resample_counts(df.group, n_boot, seed)
+    est, boots = figures(*truth, np.ones((1, len(df))))[:, 0], figures(*truth, W)
+    drawn = (np.random.default_rng(seed).random((n_boot, len(df), 1)) > _probs(df).cumsum(1)[:, :-1]).sum(
+        -1
+    )  # labels that follow the stated probabilities
+    sims = figures(*(s[np.arange(len(df)), drawn] for s in scores), np.ones_like(W))
+    usual = np.r_[0, sims[1:].mean(1)][
+        :, None
+    ]  # an ece can only be too large, the others too large or too small
+    p = (
+        (1 + (np.abs(sims - usual) >= np.abs(est[:, None] - usual) - 1e-12).sum(1)) / (1 + n_boot)
+        if k == len(df)
+        else np.full(4, np.nan)
+    )
+    ci = [percentile_interval(b, level, lambda: (np.nan,) * 2) if k > 1 else (np.nan,) * 2 for b in boots]
+    ci[0] = _ece_interval(est[0], *ci[0], p[0] <= 1 - level)
+    return pd.DataFrame(
+        dict(
+            estimate=est,
+            low=[c[0] for c in ci],
+            high=[c[1] for c in ci],
+            if_calibrated=sims.mean(1),
+            p=p,
+            n=len(df),
+        ),
+        index=names,
+    )
+
+# %% ../../nbs/evaluation/01_calibration.ipynb #c042
+T_LIMITS = (1 / 20, 20)
 "Temperatures are sought between these"
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c043
 def fit_temperature(
-    valid:pd.DataFrame, # from `predictions`, of validation patients; those without a label are passed over
-)->float:               # T; above 1 the reader was over-confident, below 1 under-confident
+    valid: pd.DataFrame,  # from `predictions`, of validation patients; those without a label are passed over
+) -> float:  # T; above 1 the reader was over-confident, below 1 under-confident
     "Temperature that makes the validation labels most likely (Guo et al. 2017), drawn gently towards 1"
     df, _ = labelled_rows(valid)
-    if len(df) < 2: raise ValueError('a temperature needs at least 2 validation patients with a label, and there is 1')
+    if len(df) < 2:
+        raise ValueError('a temperature needs at least 2 validation patients with a label, and there is 1')
     logp, y = _log_probs(df), _column(df, 'label')
-    def loss(u): return -np.log(np.clip(_soften(logp, np.exp(u))[np.arange(len(y)),y], np.finfo(float).tiny, 1)).sum() + u*u/2
+
+    def loss(u):
+        return (
+            -np.log(np.clip(_soften(logp, np.exp(u))[np.arange(len(y)), y], np.finfo(float).tiny, 1)).sum()
+            + u * u / 2
+        )
+
     limits = np.log(T_LIMITS)
     T = float(np.exp(minimize_scalar(loss, bounds=limits, method='bounded', options=dict(xatol=1e-6)).x))
     if np.abs(np.log(T) - limits).min() < 1e-3:
-        warnings.warn(f'the temperature stopped at {T:.3g}, a limit of what is sought: the probabilities say little about these patients; look at `plot_reliability`', EvaluationWarning, stacklevel=2)
+        warnings.warn(
+            f'the temperature stopped at {T:.3g}, a limit of what is sought: the probabilities say little about these patients; look at `plot_reliability`',
+            EvaluationWarning,
+            stacklevel=2,
+        )
     return T
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c044
 def apply_temperature(
-    preds:pd.DataFrame, # from `predictions`
-    T:float,            # from `fit_temperature`
-)->pd.DataFrame:        # the same table with other probabilities; labels and predicted classes stay
+    preds: pd.DataFrame,  # from `predictions`
+    T: float,  # from `fit_temperature`
+) -> pd.DataFrame:  # the same table with other probabilities; labels and predicted classes stay
     "Probabilities at another temperature"
-    if not (np.isfinite(T) and T > 0): raise ValueError(f'a temperature is a positive number, not {T}')
+    if not (np.isfinite(T) and T > 0):
+        raise ValueError(f'a temperature is a positive number, not {T}')
     df = check_predictions(preds)
     df[[f'p_{c}' for c in classes_of(df)]] = _soften(_log_probs(df), T)
     return df
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c045
-def _p_values(cal, test): # share of calibration scores at least as strange as each test score, the test patient counted among them
-    return (1 + len(cal) - np.searchsorted(np.sort(cal), test))/(1 + len(cal))
+# %% ../../nbs/evaluation/01_calibration.ipynb #c051
+def _p_values(
+    cal, test
+):  # share of calibration scores at least as strange as each test score, the test patient counted among them
+    return (1 + len(cal) - np.searchsorted(np.sort(cal), test)) / (1 + len(cal))
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c052
 def conformal_sets(
-    valid:pd.DataFrame,   # from `predictions`, of validation patients, whom the network has not been trained on
-    test:pd.DataFrame,    # of other patients; labels may be missing
-    error:float=.1,       # tolerated share of sets that miss the truth
-    by_class:bool=False,  # keep to the error within every class (Mondrian sets; Vovk 2012)
-)->pd.DataFrame:          # the test table with a bool column in_<class> for each class, and size
+    valid: pd.DataFrame,  # from `predictions`, of validation patients, whom the network has not been trained on
+    test: pd.DataFrame,  # of other patients; labels may be missing
+    error: float = 0.1,  # tolerated share of sets that miss the truth
+    by_class: bool = False,  # keep to the error within every class (Mondrian sets; Vovk 2012)
+) -> pd.DataFrame:  # the test table with a bool column in_<class> for each class, and size
     "Sets of classes that miss the truth in at most a share `error` of patients (split conformal prediction)"
     cal, classes = labelled_rows(valid)
     out = check_predictions(test)
     _apart(cal, out)
-    if not 0 < error < 1: raise ValueError(f'the error is a share between 0 and 1, not {error}')
-    score, need = {c: 1-cal.loc[cal.label==c, f'p_{c}'].to_numpy() for c in classes}, int(np.ceil(1/error - 1 - 1e-9))
+    if not 0 < error < 1:
+        raise ValueError(f'the error is a share between 0 and 1, not {error}')
+    score, need = (
+        {c: 1 - cal.loc[cal.label == c, f'p_{c}'].to_numpy() for c in classes},
+        int(np.ceil(1 / error - 1 - 1e-9)),
+    )
     everyone = np.concatenate(list(score.values()))
-    few = {f'class {c!r}': len(score[c]) for c in classes if len(score[c]) < need} if by_class else {'validation': len(cal)} if len(cal) < need else {}
-    if few: warnings.warn(f'an error of {error:g} needs at least {need} labelled validation patients{" of each class" if by_class else ""}; there are '
-                          f'{", ".join(f"{n} ({k})" for k,n in few.items())}: {"these classes are in every set" if by_class else "every set holds all classes"}', EvaluationWarning, stacklevel=2)
-    for c in classes_of(out): out[f'in_{c}'] = _p_values(score[c] if by_class else everyone, 1-out[f'p_{c}'].to_numpy()) > error
+    few = (
+        {f'class {c!r}': len(score[c]) for c in classes if len(score[c]) < need}
+        if by_class
+        else {'validation': len(cal)}
+        if len(cal) < need
+        else {}
+    )
+    if few:
+        warnings.warn(
+            f'an error of {error:g} needs at least {need} labelled validation patients{" of each class" if by_class else ""}; there are '
+            f'{", ".join(f"{n} ({k})" for k, n in few.items())}: {"these classes are in every set" if by_class else "every set holds all classes"}',
+            EvaluationWarning,
+            stacklevel=2,
+        )
+    for c in classes_of(out):
+        out[f'in_{c}'] = _p_values(score[c] if by_class else everyone, 1 - out[f'p_{c}'].to_numpy()) > error
     out['size'] = out[[f'in_{c}' for c in classes]].sum(axis=1)
     return out
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c053
 def _apart(valid, test):
     "Refuse validation and test patients that do not fit together"
-    if set(classes_of(valid)) != set(classes_of(test)): raise ValueError(f'validation and test name different classes: {classes_of(valid)} and {classes_of(test)}')
+    if set(classes_of(valid)) != set(classes_of(test)):
+        raise ValueError(
+            f'validation and test name different classes: {classes_of(valid)} and {classes_of(test)}'
+        )
     both = [p for p in test.index if p in valid.index]
-    if both: raise ValueError(f'patient {both[0]!r} is in both the validation and the test table ({len(both)} are): sets promise nothing for patients they were calibrated on')
+    if both:
+        raise ValueError(
+            f'patient {both[0]!r} is in both the validation and the test table ({len(both)} are): sets promise nothing for patients they were calibrated on'
+        )
     shared = sorted(set(valid.group) & set(test.group))
-    if shared: warnings.warn(f'group {shared[0]!r} has validation and test patients ({len(shared)} groups have): patients of one group resemble each other, so the sets will look better than for new groups', EvaluationWarning, stacklevel=3)
+    if shared:
+        warnings.warn(
+            f'group {shared[0]!r} has validation and test patients ({len(shared)} groups have): patients of one group resemble each other, so the sets will look better than for new groups',
+            EvaluationWarning,
+            stacklevel=3,
+        )
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c046
+# %% ../../nbs/evaluation/01_calibration.ipynb #c054
 def coverage(
-    sets:pd.DataFrame, # from `conformal_sets`; patients without a label are passed over
-)->pd.DataFrame:       # rows all and each class; columns coverage, low, high, mean_size, singletons, empty, n
+    sets: pd.DataFrame,  # from `conformal_sets`; patients without a label are passed over
+) -> pd.DataFrame:  # rows all and each class; columns coverage, low, high, mean_size, singletons, empty, n
     "How often the sets hold the truth, with Wilson's interval, and how large they are"
     df, classes = labelled_rows(sets)
-    if not {f'in_{c}' for c in classes} <= set(df.columns): raise ValueError('the table has no columns in_<class>; `conformal_sets` makes them')
+    if not {f'in_{c}' for c in classes} <= set(df.columns):
+        raise ValueError('the table has no columns in_<class>; `conformal_sets` makes them')
     held = df[[f'in_{c}' for c in classes]].to_numpy(bool)
     held, size = held[np.arange(len(df)), _column(df, 'label')], held.sum(1)
-    def row(who):
-        if not who.any(): return (np.nan,)*6 + (0,)
-        return held[who].mean(), *wilson(held[who].sum(), who.sum()), size[who].mean(), (size[who]==1).mean(), (size[who]==0).mean(), who.sum()
-    rows = {'all': row(np.ones(len(df), bool)), **{c: row((df.label==c).to_numpy()) for c in classes}}
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['coverage','low','high','mean_size','singletons','empty','n'])
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c062
+    def row(who):
+        if not who.any():
+            return (np.nan,) * 6 + (0,)
+        return (
+            held[who].mean(),
+            *wilson(held[who].sum(), who.sum()),
+            size[who].mean(),
+            (size[who] == 1).mean(),
+            (size[who] == 0).mean(),
+            who.sum(),
+        )
+
+    rows = {'all': row(np.ones(len(df), bool)), **{c: row((df.label == c).to_numpy()) for c in classes}}
+    return pd.DataFrame.from_dict(
+        rows, orient='index', columns=['coverage', 'low', 'high', 'mean_size', 'singletons', 'empty', 'n']
+    )
+
+# %% ../../nbs/evaluation/01_calibration.ipynb #c070
 def _certainty(df, by):
     p = np.sort(_probs(df), 1)
-    if by=='confidence': return _confidence(df)
-    if by=='margin': return p[:,-1] - p[:,-2]
-    if by=='entropy': return (p*np.log(np.clip(p, np.finfo(float).tiny, 1))).sum(1)
+    if by == 'confidence':
+        return _confidence(df)
+    if by == 'margin':
+        return p[:, -1] - p[:, -2]
+    if by == 'entropy':
+        return (p * np.log(np.clip(p, np.finfo(float).tiny, 1))).sum(1)
     raise ValueError(f"by is 'confidence', 'margin' or 'entropy', not {by!r}")
 
+# %% ../../nbs/evaluation/01_calibration.ipynb #c071
 def referral_curve(
-    preds:pd.DataFrame,             # from `predictions`
-    by:str='confidence',            # the least certain go first: by 'confidence', 'margin' (to the second class) or 'entropy'
-    shares=np.arange(0, .95, .05),  # shares of patients to refer; equally certain patients stay together
-    n_boot:int=1000,                # bootstrap resamples
-    level:float=.95,                # of the intervals
-    seed:int=0,                     # of the resamples
-)->pd.DataFrame:                    # one row a share: referred, n, threshold, accuracy, low, high, macro_auc, auc_low, auc_high, classes
+    preds: pd.DataFrame,  # from `predictions`
+    by: str = 'confidence',  # the least certain go first: by 'confidence', 'margin' (to the second class) or 'entropy'
+    shares=np.arange(0, 0.95, 0.05),  # shares of patients to refer; equally certain patients stay together
+    n_boot: int = 1000,  # bootstrap resamples
+    level: float = 0.95,  # of the intervals
+    seed: int = 0,  # of the resamples
+) -> (
+    pd.DataFrame
+):  # one row a share: referred, n, threshold, accuracy, low, high, macro_auc, auc_low, auc_high, classes
     "Accuracy and macro AUC of the patients kept when the least certain are referred to a human reader"
     df, _ = labelled_rows(preds)
     sure, rows = _certainty(df, by), []
     for least in dict.fromkeys(np.quantile(sure, shares, method='lower')):
         rest = df[sure >= least - 1e-12]
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', EvaluationWarning)         # the columns n and classes say it
+            warnings.simplefilter('ignore', EvaluationWarning)  # the columns n and classes say it
             r = evaluate(rest, n_boot=n_boot, level=level, seed=seed)
-        rows.append((1-len(rest)/len(df), len(rest), least, *r.loc['accuracy',['estimate','low','high']], *r.loc['macro_auc',['estimate','low','high']], rest.label.nunique()))
-    return pd.DataFrame(rows, columns=['referred','n','threshold','accuracy','low','high','macro_auc','auc_low','auc_high','classes'])
+        rows.append(
+            (
+                1 - len(rest) / len(df),
+                len(rest),
+                least,
+                *r.loc['accuracy', ['estimate', 'low', 'high']],
+                *r.loc['macro_auc', ['estimate', 'low', 'high']],
+                rest.label.nunique(),
+            )
+        )
+    return pd.DataFrame(
+        rows,
+        columns=[
+            'referred',
+            'n',
+            'threshold',
+            'accuracy',
+            'low',
+            'high',
+            'macro_auc',
+            'auc_low',
+            'auc_high',
+            'classes',
+        ],
+    )
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c063
+# %% ../../nbs/evaluation/01_calibration.ipynb #c072
 def plot_referral(
-    preds:pd.DataFrame,   # from `predictions`
-    by:str='confidence',  # as in `referral_curve`
-    ax=None,              # axes to draw on
-):                        # the axes
+    preds: pd.DataFrame,  # from `predictions`
+    by: str = 'confidence',  # as in `referral_curve`
+    ax=None,  # axes to draw on
+):  # the axes
     "Accuracy of the patients kept against the share referred, with its interval; dashed: referral at random"
     r = referral_curve(preds, by)
-    if ax is None: ax = plt.subplots(figsize=(4.6,3.2), dpi=80, layout='tight')[1]
+    if ax is None:
+        ax = plt.subplots(figsize=(4.6, 3.2), dpi=80, layout='tight')[1]
     ax.axhline(r.accuracy[0], ls='--', color='#777', lw=1)
-    ax.fill_between(r.referred, r.low, r.high, color=OKABE_ITO[5], alpha=.35, lw=0)
+    ax.fill_between(r.referred, r.low, r.high, color=OKABE_ITO[5], alpha=0.35, lw=0)
     ax.plot(r.referred, r.accuracy, 'o-', color=OKABE_ITO[0], ms=3)
-    quiet_axes(ax).set(xlabel=f'share referred, lowest {by} first' if by!='entropy' else 'share referred, highest entropy first', ylabel='accuracy of the rest', xlim=(0,1))
+    quiet_axes(ax).set(
+        xlabel=f'share referred, lowest {by} first'
+        if by != 'entropy'
+        else 'share referred, highest entropy first',
+        ylabel='accuracy of the rest',
+        xlim=(0, 1),
+    )
     return ax
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c069
+# %% ../../nbs/evaluation/01_calibration.ipynb #c078
 def adjust(
-    p_values,           # p values [m]; a NaN is no comparison and stays NaN
-    method:str='holm',  # 'holm': chance of any false finding; 'bh': expected share of false findings (Benjamini and Hochberg 1995)
-)->np.ndarray:          # adjusted p values [m]
+    p_values,  # p values [m]; a NaN is no comparison and stays NaN
+    method: str = 'holm',  # 'holm': chance of any false finding; 'bh': expected share of false findings (Benjamini and Hochberg 1995)
+) -> np.ndarray:  # adjusted p values [m]
     "p values corrected for their number"
     p = np.asarray(p_values, float)
-    if method not in ('holm','bh'): raise ValueError(f"method is 'holm' or 'bh', not {method!r}")
-    if p.ndim != 1 or ((p < 0) | (p > 1)).any(): raise ValueError(f'p values are a list of numbers from 0 to 1, not {np.round(p, 4).tolist()}')
+    if method not in ('holm', 'bh'):
+        raise ValueError(f"method is 'holm' or 'bh', not {method!r}")
+    if p.ndim != 1 or ((p < 0) | (p > 1)).any():
+        raise ValueError(f'p values are a list of numbers from 0 to 1, not {np.round(p, 4).tolist()}')
     out, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind='stable')]
-    if method=='bh' and len(known): out[known] = false_discovery_control(p[known])
-    if method=='holm': out[order] = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(order), 0, -1)), 1)
+    if method == 'bh' and len(known):
+        out[known] = false_discovery_control(p[known])
+    if method == 'holm':
+        out[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)), 1)
     return out
 
-# %% ../../nbs/evaluation/01_calibration.ipynb #c074
+# %% ../../nbs/evaluation/01_calibration.ipynb #c083
 def compare_many(
-    tables:dict,       # name of a model → its predictions, as `compare` takes them
-    reference:str,     # name of the model that the others are compared with
-    n_boot:int=2000,   # paired bootstrap resamples
-    level:float=.95,   # of the intervals, which are not adjusted
-    seed:int=0,        # of the resamples
-)->pd.DataFrame:       # one row a model: n, and for accuracy and macro_auc the difference (model − reference), low, high, p, p_holm
+    tables: dict,  # name of a model → its predictions, as `compare` takes them
+    reference: str,  # name of the model that the others are compared with
+    n_boot: int = 2000,  # paired bootstrap resamples
+    level: float = 0.95,  # of the intervals, which are not adjusted
+    seed: int = 0,  # of the resamples
+) -> pd.DataFrame:  # one row a model: n, and for accuracy and macro_auc the difference (model − reference), low, high, p, p_holm
     "Several models against one reference: paired differences, and p values adjusted by Holm's method"
-    if reference not in tables: raise ValueError(f'the reference {reference!r} is none of the tables {list(tables)}')
-    if len(tables) < 2: raise ValueError('there is nothing to compare the reference with; give at least two tables')
+    if reference not in tables:
+        raise ValueError(f'the reference {reference!r} is none of the tables {list(tables)}')
+    if len(tables) < 2:
+        raise ValueError('there is nothing to compare the reference with; give at least two tables')
     rows = {}
     for name in tables:
-        if name==reference: continue
+        if name == reference:
+            continue
         r = compare(tables[name], tables[reference], n_boot, level, seed)
-        rows[name] = {('','n'): int(r.loc['accuracy','n'])} | {(m,c): r.loc[m,c] for m in ('accuracy','macro_auc') for c in ('difference','low','high','p')}
+        rows[name] = {('', 'n'): int(r.loc['accuracy', 'n'])} | {
+            (m, c): r.loc[m, c] for m in ('accuracy', 'macro_auc') for c in ('difference', 'low', 'high', 'p')
+        }
     out = pd.DataFrame.from_dict(rows, orient='index')
-    for m in ('macro_auc','accuracy'): out.insert(out.columns.get_loc((m,'p'))+1, (m,'p_holm'), adjust(out[m,'p']))
+    for m in ('macro_auc', 'accuracy'):
+        out.insert(out.columns.get_loc((m, 'p')) + 1, (m, 'p_holm'), adjust(out[m, 'p']))
     return out

@@ -19,13 +19,24 @@ from fastai.torch_core import num_distrib, rank_distrib
 from .. import __version__
 from ..training.balance import make_loss
 from cmus_fastai.evaluation.calibration import (
-    apply_temperature, calibration, conformal_sets, coverage, fit_temperature, plot_referral,
-    plot_reliability, referral_curve,
+    apply_temperature,
+    calibration,
+    conformal_sets,
+    coverage,
+    fit_temperature,
+    plot_referral,
+    plot_reliability,
+    referral_curve,
 )
 from ..data.cohort import Cohort, CohortError, audit_leak, check_same_classes
 from ..training.distributed import run_folds
 from cmus_fastai.evaluation.metrics import (
-    EvaluationWarning, point_estimates, labelled_rows, compare, evaluate, per_class,
+    EvaluationWarning,
+    point_estimates,
+    labelled_rows,
+    compare,
+    evaluate,
+    per_class,
 )
 from ..training.predictions import classes_of, predictions
 from ..training.features import FeatureCache, image_digests, as_cache
@@ -34,115 +45,208 @@ from ..training.losses import CaseMean
 from ..training.heads import HEADS, ordinal_heads
 from ..data.phantom import make_phantom
 from cmus_fastai.evaluation.report import (
-    READING, _cohort_table, _error_figures, _findings, _num, _page, _remarks, _section, _settings, _table,
-    _with_ci, esc, svg_figure,
+    READING,
+    _cohort_table,
+    _error_figures,
+    _findings,
+    _num,
+    _page,
+    _remarks,
+    _section,
+    _settings,
+    _table,
+    _with_ci,
+    esc,
+    svg_figure,
 )
 
 # %% ../../nbs/evaluation/05_crossval.ipynb #c007
 @dataclass(frozen=True)
 class Config:
     "How a network is made and trained: everything but the patients, in names and numbers."
-    backbone:str='tf_efficientnet_lite0' # timm backbone, frozen
-    weights:str|None='imagenet'          # Its weights, see `Encoder`
-    size:int=224                         # Side of the images, px
-    views:int=2                          # Symmetries of each training image that are encoded, 1 to 8
-    bs:int=16                            # Patients in a batch
-    epochs:int=25                        # Of training; the best on the validation patients is kept
-    lr:float|None=None                   # Learning rate; None: the preset's
-    valid:float=.2                       # Share of the training patients to validate on
-    preset:str='small'                   # See `cmus_learner`
-    loss:str='published'                 # How the heads' losses are weighed, see `make_loss`
-    ordinal:str|None=None                # 'corn' or 'cumulative': heads for classes in order, see `ordinal_heads`
-    head:dict=field(default_factory=dict) # Arguments of `CMUSHead`: aggregator, fusion, modalities, t, …
+
+    backbone: str = 'tf_efficientnet_lite0'  # timm backbone, frozen
+    weights: str | None = 'imagenet'  # Its weights, see `Encoder`
+    size: int = 224  # Side of the images, px
+    views: int = 2  # Symmetries of each training image that are encoded, 1 to 8
+    bs: int = 16  # Patients in a batch
+    epochs: int = 25  # Of training; the best on the validation patients is kept
+    lr: float | None = None  # Learning rate; None: the preset's
+    valid: float = 0.2  # Share of the training patients to validate on
+    preset: str = 'small'  # See `cmus_learner`
+    loss: str = 'published'  # How the heads' losses are weighed, see `make_loss`
+    ordinal: str | None = None  # 'corn' or 'cumulative': heads for classes in order, see `ordinal_heads`
+    head: dict = field(default_factory=dict)  # Arguments of `CMUSHead`: aggregator, fusion, modalities, t, …
 
     def __post_init__(self):
-        try: json.dumps(self.head)
-        except TypeError as e: raise TypeError(f"head={self.head}: a configuration is written down, so give names and numbers, no modules") from e
-        if self.ordinal not in (None, *HEADS): raise ValueError(f"ordinal={self.ordinal!r}: choose from {list(HEADS)}, or None")
-        if not 0 < self.valid < 1 or self.epochs < 1: raise ValueError(f"valid={self.valid} is a share between 0 and 1, and epochs={self.epochs} at least 1")
+        try:
+            json.dumps(self.head)
+        except TypeError as e:
+            raise TypeError(
+                f"head={self.head}: a configuration is written down, so give names and numbers, no modules"
+            ) from e
+        if self.ordinal not in (None, *HEADS):
+            raise ValueError(f"ordinal={self.ordinal!r}: choose from {list(HEADS)}, or None")
+        if not 0 < self.valid < 1 or self.epochs < 1:
+            raise ValueError(
+                f"valid={self.valid} is a share between 0 and 1, and epochs={self.epochs} at least 1"
+            )
 
 # %% ../../nbs/evaluation/05_crossval.ipynb #c008
 def _nll():
     def f(learn):
         p = learn.loss_func.activation(learn.out.fusion).gather(1, learn.case_y[:, None]).squeeze(1)
         return -p.clamp(min=1e-7).log(), torch.ones_like(p)
+
     return CaseMean('nll', f)
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c009
 class BestEpoch(TrackerCallback):
     "At the end of training, go back to the epoch that found the validation patients' classes the most likely; kept in memory."
-    order = 60                 # after the Recorder
-    def __init__(self): super().__init__(monitor='nll', comp=np.less)
-    def _part(self): return self.model.head if self.learn.frozen else self.model
+
+    order = 60  # after the Recorder
+
+    def __init__(self):
+        super().__init__(monitor='nll', comp=np.less)
+
+    def _part(self):
+        return self.model.head if self.learn.frozen else self.model
+
     def after_epoch(self):
         super().after_epoch()
-        if self.new_best: self.state, self.epoch_kept = {k: v.detach().clone() for k, v in self._part().state_dict().items()}, self.epoch
-    def after_fit(self): self._part().load_state_dict(self.state)
+        if self.new_best:
+            self.state, self.epoch_kept = (
+                {k: v.detach().clone() for k, v in self._part().state_dict().items()},
+                self.epoch,
+            )
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c009
-def train_config(
-    config:Config,      # What to train
-    train:Cohort,       # Whom to learn from
-    valid:Cohort|None=None, # Whom to choose the epoch by; None: `config.valid` of `train`
-    seed:int=0,         # Of the split, the heads' start and the batches' order
-    cache=True,         # Kept maps, as in `cohort.dataloaders`
-    device=None,        # Default: GPU if there is one
-    precision='auto',   # As in `cmus_learner`
-    **kwargs,           # For `cohort.dataloaders`
-) -> CMUSLearner: # Trained; the encoders are frozen
-    "Train the heads of one configuration on the maps of frozen encoders."
-    views = as_cache(cache).n_views
-    if views != config.views: raise ValueError(f"the cache keeps {views} views and the configuration asks for {config.views}")
-    dls = train.dataloaders(valid=config.valid if valid is None else valid, size=config.size, bs=config.bs, seed=seed, cache=cache, **({} if device is None else dict(device=torch.device(device))), **kwargs)
-    loss, cbs = make_loss(config.loss, **({} if config.ordinal else presets[config.preset]['loss']))       # smoothed labels would forget the order
-    learn = cmus_learner(dls, config.backbone, config.weights, config.preset, seed=seed, lr=config.lr, loss_func=loss, metrics=[_nll()], precision=precision, cbs=[*cbs, BestEpoch()], **config.head)
-    if config.ordinal: ordinal_heads(learn.model, config.ordinal)
-    learn.freeze()
-    with learn.no_bar(), learn.no_logging(): learn.fit_preset(config.epochs)
-    return learn
+    def after_fit(self):
+        self._part().load_state_dict(self.state)
 
 # %% ../../nbs/evaluation/05_crossval.ipynb #c010
+def train_config(
+    config: Config,  # What to train
+    train: Cohort,  # Whom to learn from
+    valid: Cohort | None = None,  # Whom to choose the epoch by; None: `config.valid` of `train`
+    seed: int = 0,  # Of the split, the heads' start and the batches' order
+    cache=True,  # Kept maps, as in `cohort.dataloaders`
+    device=None,  # Default: GPU if there is one
+    precision='auto',  # As in `cmus_learner`
+    **kwargs,  # For `cohort.dataloaders`
+) -> CMUSLearner:  # Trained; the encoders are frozen
+    "Train the heads of one configuration on the maps of frozen encoders."
+    views = as_cache(cache).n_views
+    if views != config.views:
+        raise ValueError(f"the cache keeps {views} views and the configuration asks for {config.views}")
+    dls = train.dataloaders(
+        valid=config.valid if valid is None else valid,
+        size=config.size,
+        bs=config.bs,
+        seed=seed,
+        cache=cache,
+        **({} if device is None else dict(device=torch.device(device))),
+        **kwargs,
+    )
+    loss, cbs = make_loss(
+        config.loss, **({} if config.ordinal else presets[config.preset]['loss'])
+    )  # smoothed labels would forget the order
+    learn = cmus_learner(
+        dls,
+        config.backbone,
+        config.weights,
+        config.preset,
+        seed=seed,
+        lr=config.lr,
+        loss_func=loss,
+        metrics=[_nll()],
+        precision=precision,
+        cbs=[*cbs, BestEpoch()],
+        **config.head,
+    )
+    if config.ordinal:
+        ordinal_heads(learn.model, config.ordinal)
+    learn.freeze()
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_preset(config.epochs)
+    return learn
+
+# %% ../../nbs/evaluation/05_crossval.ipynb #c011
 def read_out(
-    learn:CMUSLearner, # Trained
-    cohort:Cohort,     # Whom to read
-) -> tuple: # Tables of predictions, 'fusion' and 'OM', 'IM', 'TEM' (those patients who have the modality); SMIL weights, an array a patient
+    learn: CMUSLearner,  # Trained
+    cohort: Cohort,  # Whom to read
+) -> tuple:  # Tables of predictions, 'fusion' and 'OM', 'IM', 'TEM' (those patients who have the modality); SMIL weights, an array a patient
     "What the fusion and every branch say about the patients of a cohort."
     cache = as_cache(learn.dls.cache)
-    dl = learn.dls.test_dl(cohort) if cache is None or not learn.frozen else cache.loader(learn.model, cohort, **learn.dls.reading)
+    dl = (
+        learn.dls.test_dl(cohort)
+        if cache is None or not learn.frozen
+        else cache.loader(learn.model, cohort, **learn.dls.reading)
+    )
     model, act = learn.model.to(learn.dls.device).eval(), learn.loss_func.activation
-    with torch.inference_mode(): outs = [model(*b[:3]) for b in dl]
+    with torch.inference_mode():
+        outs = [model(*b[:3]) for b in dl]
     probs = lambda k: torch.cat([act(getattr(o, k).float()) for o in outs]).double().cpu().numpy()
-    new = lambda rows, p: predictions(rows.index, rows.label, p/p.sum(1, keepdims=True), learn.dls.vocab, rows.group)
-    present, tables = torch.cat([o.present for o in outs]).cpu().numpy(), {'fusion': new(cohort.df, probs('fusion'))}
+    new = lambda rows, p: predictions(
+        rows.index, rows.label, p / p.sum(1, keepdims=True), learn.dls.vocab, rows.group
+    )
+    present, tables = (
+        torch.cat([o.present for o in outs]).cpu().numpy(),
+        {'fusion': new(cohort.df, probs('fusion'))},
+    )
     for i, m in enumerate(('OM', 'IM', 'TEM')):
-        if present[:, i].any(): tables[m] = new(cohort.df[present[:, i]], probs(m.lower())[present[:, i]])
-    weights = [w[:len(t)].float().cpu().numpy() for w, t in zip((w for o in outs for w in o.weights), cohort.df.TEM)]
+        if present[:, i].any():
+            tables[m] = new(cohort.df[present[:, i]], probs(m.lower())[present[:, i]])
+    weights = [
+        w[: len(t)].float().cpu().numpy() for w, t in zip((w for o in outs for w in o.weights), cohort.df.TEM)
+    ]
     return tables, weights
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c012
+# %% ../../nbs/evaluation/05_crossval.ipynb #c013
 class Fold(NamedTuple):
     "One training of a cross-validation: which repeat, which fold, and the patients of both sides."
-    repeat:int
-    fold:int
-    train:list
-    test:list
 
+    repeat: int
+    fold: int
+    train: list
+    test: list
+
+# %% ../../nbs/evaluation/05_crossval.ipynb #c014
 def _from_table(cohort, t, where):
     "Folds of a table with columns patient, fold and perhaps repeat."
     t = t.rename(columns=str.lower)
-    if not {'patient', 'fold'} <= set(t.columns): raise CohortError(f"{where}: columns patient and fold are needed; there are {list(t.columns)}")
+    if not {'patient', 'fold'} <= set(t.columns):
+        raise CohortError(f"{where}: columns patient and fold are needed; there are {list(t.columns)}")
     t = t.assign(patient=t.patient.astype(str), repeat=t.repeat if 'repeat' in t.columns else 0)
-    if t[['fold', 'repeat']].isna().any(axis=None): raise CohortError(f"{where}: patient {t.patient[t[['fold', 'repeat']].isna().any(axis=1)].iloc[0]!r} has no fold")
+    if t[['fold', 'repeat']].isna().any(axis=None):
+        raise CohortError(
+            f"{where}: patient {t.patient[t[['fold', 'repeat']].isna().any(axis=1)].iloc[0]!r} has no fold"
+        )
     strange = [p for p in t.patient if p not in cohort.df.index]
-    if strange: raise CohortError(f"{where} names {len(set(strange))} patients who are not in {cohort.name}: {', '.join(dict.fromkeys(strange[:5]))}")
+    if strange:
+        raise CohortError(
+            f"{where} names {len(set(strange))} patients who are not in {cohort.name}: {', '.join(dict.fromkeys(strange[:5]))}"
+        )
     out = []
     for r, rows in t.groupby('repeat', sort=True):
-        twice, gone = rows.patient[rows.patient.duplicated()], [p for p in cohort.df.index if p not in set(rows.patient)]
-        if len(twice): raise CohortError(f"{where}: patient {twice.iloc[0]!r} is in two folds of repeat {r}; a patient is tested once")
-        if gone: raise CohortError(f"{where}: {len(gone)} patients of {cohort.name} have no fold in repeat {r}: {', '.join(gone[:5])}. Add them, or leave them out with cohort.subset")
-        out += [Fold(int(r), i, [p for p in cohort.df.index if p not in set(test)], list(test)) for i, (_, test) in enumerate(rows.groupby('fold', sort=True).patient)]
+        twice, gone = (
+            rows.patient[rows.patient.duplicated()],
+            [p for p in cohort.df.index if p not in set(rows.patient)],
+        )
+        if len(twice):
+            raise CohortError(
+                f"{where}: patient {twice.iloc[0]!r} is in two folds of repeat {r}; a patient is tested once"
+            )
+        if gone:
+            raise CohortError(
+                f"{where}: {len(gone)} patients of {cohort.name} have no fold in repeat {r}: {', '.join(gone[:5])}. Add them, or leave them out with cohort.subset"
+            )
+        out += [
+            Fold(int(r), i, [p for p in cohort.df.index if p not in set(test)], list(test))
+            for i, (_, test) in enumerate(rows.groupby('fold', sort=True).patient)
+        ]
     return out
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c013
+# %% ../../nbs/evaluation/05_crossval.ipynb #c015
 def _from_arrays(cohort, folds):
     "Folds of index arrays: test rows, or pairs of training and test rows."
     ids, out = cohort.df.index, []
@@ -151,281 +255,547 @@ def _from_arrays(cohort, folds):
         out.append(Fold(0, i, list(ids[np.asarray(train)]), list(ids[np.asarray(test)])))
     return out
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c014
+# %% ../../nbs/evaluation/05_crossval.ipynb #c016
 def make_folds(
-    cohort:Cohort,    # Whom to cut
-    k:int=5,          # Folds (published: 5)
-    repeats:int=1,    # Cuts, each with another seed
-    seed:int=0,       # Of the first cut
-    given=None,       # Instead: CSV file or table with patient, fold and perhaps repeat; or index arrays of the test rows, or of training and test rows
-) -> list: # Of `Fold`
+    cohort: Cohort,  # Whom to cut
+    k: int = 5,  # Folds (published: 5)
+    repeats: int = 1,  # Cuts, each with another seed
+    seed: int = 0,  # Of the first cut
+    given=None,  # Instead: CSV file or table with patient, fold and perhaps repeat; or index arrays of the test rows, or of training and test rows
+) -> list:  # Of `Fold`
     "The folds of a cross-validation, checked: by patient, groups and shared images kept together, every class taught."
-    if given is None: folds = [Fold(r, i, list(a.df.index), list(b.df.index)) for r in range(repeats) for i, (a, b) in enumerate(cohort.kfold(k, seed + r))]
-    elif isinstance(given, (str, Path, pd.DataFrame)): folds = _from_table(cohort, given if isinstance(given, pd.DataFrame) else pd.read_csv(given, dtype={'patient': str}), 'the table' if isinstance(given, pd.DataFrame) else str(given))
-    else: folds = [Fold(r, *f[1:]) for r in range(repeats) for f in _from_arrays(cohort, given)]
+    if given is None:
+        folds = [
+            Fold(r, i, list(a.df.index), list(b.df.index))
+            for r in range(repeats)
+            for i, (a, b) in enumerate(cohort.kfold(k, seed + r))
+        ]
+    elif isinstance(given, (str, Path, pd.DataFrame)):
+        folds = _from_table(
+            cohort,
+            given if isinstance(given, pd.DataFrame) else pd.read_csv(given, dtype={'patient': str}),
+            'the table' if isinstance(given, pd.DataFrame) else str(given),
+        )
+    else:
+        folds = [Fold(r, *f[1:]) for r in range(repeats) for f in _from_arrays(cohort, given)]
     for f in folds:
         train, test = cohort.subset(f.train), cohort.subset(f.test)
         leak = audit_leak(train, test)
-        leak = leak[leak.kind != 'image'] if cohort.leaky else leak           # a leaky cohort has said so when it was read
-        if len(leak): raise CohortError(f"fold {f.fold} of repeat {f.repeat} leaks: {leak.kind.iloc[0]} {leak.what.iloc[0]} is on both sides (training: {leak.train.iloc[0]}; test: {leak.test.iloc[0]})")
+        leak = (
+            leak[leak.kind != 'image'] if cohort.leaky else leak
+        )  # a leaky cohort has said so when it was read
+        if len(leak):
+            raise CohortError(
+                f"fold {f.fold} of repeat {f.repeat} leaks: {leak.kind.iloc[0]} {leak.what.iloc[0]} is on both sides (training: {leak.train.iloc[0]}; test: {leak.test.iloc[0]})"
+            )
         unknown = set(test.df.label) - set(train.df.label)
-        if unknown: raise CohortError(f"fold {f.fold} of repeat {f.repeat} tests the class {sorted(unknown)[0]!r}, which its training side does not have")
+        if unknown:
+            raise CohortError(
+                f"fold {f.fold} of repeat {f.repeat} tests the class {sorted(unknown)[0]!r}, which its training side does not have"
+            )
     return folds
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c020
+# %% ../../nbs/evaluation/05_crossval.ipynb #c022
 def _identity(cohort, config, folds, seed):
     "What makes a run this run, as JSON has it."
-    patients = {p: [cohort.df.label[p], str(cohort.df.group[p]), blake2b('|'.join(g for images in ms.values() for _, g in images).encode(), digest_size=8).hexdigest()] for p, ms in image_digests(cohort).items()}
-    return json.loads(json.dumps(dict(format='cmus_fastai cross-validation 1', seed=seed, config=asdict(config), classes=list(cohort.classes), patients=patients, folds=[[f.repeat, f.fold, f.train, f.test] for f in folds])))
+    patients = {
+        p: [
+            cohort.df.label[p],
+            str(cohort.df.group[p]),
+            blake2b(
+                '|'.join(g for images in ms.values() for _, g in images).encode(), digest_size=8
+            ).hexdigest(),
+        ]
+        for p, ms in image_digests(cohort).items()
+    }
+    return json.loads(
+        json.dumps(
+            dict(
+                format='cmus_fastai cross-validation 1',
+                seed=seed,
+                config=asdict(config),
+                classes=list(cohort.classes),
+                patients=patients,
+                folds=[[f.repeat, f.fold, f.train, f.test] for f in folds],
+            )
+        )
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c023
 def _differences(old, new):
     "What differs between two runs, in words; empty if nothing does."
     a, b, out = old['patients'], new['patients'], []
-    out += [f"patient {p} is new" for p in b if p not in a] + [f"patient {p} is gone" for p in a if p not in b]
+    out += [f"patient {p} is new" for p in b if p not in a] + [
+        f"patient {p} is gone" for p in a if p not in b
+    ]
     for i, what in enumerate(('label', 'group', 'images')):
-        out += [f"the {what} of patient {p} changed" + (f" from {a[p][i]} to {b[p][i]}" if i < 2 else '') for p in a if p in b and a[p][i] != b[p][i]]
-    out += [f"{k} was {old['config'].get(k)!r} and is {v!r}" for k, v in new['config'].items() if old['config'].get(k) != v]
-    out += [f"the {k} differ" for k in ('classes', 'folds') if old[k] != new[k] and not (k == 'folds' and a.keys() != b.keys())]
+        out += [
+            f"the {what} of patient {p} changed" + (f" from {a[p][i]} to {b[p][i]}" if i < 2 else '')
+            for p in a
+            if p in b and a[p][i] != b[p][i]
+        ]
+    out += [
+        f"{k} was {old['config'].get(k)!r} and is {v!r}"
+        for k, v in new['config'].items()
+        if old['config'].get(k) != v
+    ]
+    out += [
+        f"the {k} differ"
+        for k in ('classes', 'folds')
+        if old[k] != new[k] and not (k == 'folds' and a.keys() != b.keys())
+    ]
     return out + ([f"the seed was {old['seed']} and is {new['seed']}"] if old['seed'] != new['seed'] else [])
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c021
+# %% ../../nbs/evaluation/05_crossval.ipynb #c024
 def _begin(out, identity, others):
     "Make the folder of a run, or check that it is this run's; remove what a killed run left half-written."
-    file = out/'run.json'
+    file = out / 'run.json'
     if file.exists():
         diff = _differences(json.loads(file.read_text(encoding='utf-8')), identity)
-        if diff: raise ValueError(f"{out} holds another run: {'; '.join(diff[:4])}{' …' if len(diff) > 4 else ''}. Give another folder, or remove this one")
-    elif out.exists() and any(p.name != 'parts' and not p.name.startswith('.') for p in out.iterdir()): raise FileExistsError(f"{out} is not empty and holds no cross-validation: give another folder")
-    (out/'parts').mkdir(parents=True, exist_ok=True)
-    if not file.exists(): write_file(file, json.dumps(identity, indent=1))
-    for p in (out/'parts').glob('.*') if not others else (): shutil.rmtree(p)
+        if diff:
+            raise ValueError(
+                f"{out} holds another run: {'; '.join(diff[:4])}{' …' if len(diff) > 4 else ''}. Give another folder, or remove this one"
+            )
+    elif out.exists() and any(p.name != 'parts' and not p.name.startswith('.') for p in out.iterdir()):
+        raise FileExistsError(f"{out} is not empty and holds no cross-validation: give another folder")
+    (out / 'parts').mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        write_file(file, json.dumps(identity, indent=1))
+    for p in (out / 'parts').glob('.*') if not others else ():
+        shutil.rmtree(p)
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c022
+# %% ../../nbs/evaluation/05_crossval.ipynb #c025
 def _wide(tables):
     "The fusion's table with the branches' probabilities beside it."
-    return tables['fusion'].join([t.filter(like='p_').add_prefix(f'{m}_') for m, t in tables.items() if m != 'fusion'])
+    return tables['fusion'].join(
+        [t.filter(like='p_').add_prefix(f'{m}_') for m, t in tables.items() if m != 'fusion']
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c026
 def _narrow(wide, reader):
     "One reader's table out of a wide one."
-    if reader == 'fusion': return wide[[c for c in wide.columns if c in ('group', 'label', 'pred') or c.startswith('p_')]]
-    t = wide[['group', 'label', *(c for c in wide.columns if c.startswith(f'{reader}_p_'))]].rename(columns=lambda c: c.removeprefix(f'{reader}_'))
+    if reader == 'fusion':
+        return wide[[c for c in wide.columns if c in ('group', 'label', 'pred') or c.startswith('p_')]]
+    t = wide[['group', 'label', *(c for c in wide.columns if c.startswith(f'{reader}_p_'))]].rename(
+        columns=lambda c: c.removeprefix(f'{reader}_')
+    )
     t = t[t.filter(like='p_').notna().all(axis=1)]
     return t.assign(pred=[classes_of(t)[i] for i in t.filter(like='p_').to_numpy().argmax(1)])
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c023
+# %% ../../nbs/evaluation/05_crossval.ipynb #c027
 def _do_fold(fold, cohort, config, seed, cache, out, **kwargs):
     "Train and read one fold, and put its results in place, whole."
-    start, part = time.time(), out/'parts'/f'{fold.repeat}-{fold.fold}'
+    start, part = time.time(), out / 'parts' / f'{fold.repeat}-{fold.fold}'
     train = cohort.subset(fold.train, f'fold {fold.fold}')
     fit, valid = train.split(config.valid, seed + fold.repeat)
     learn = train_config(config, fit, valid, seed + fold.repeat, cache, **kwargs)
     test, chosen = (_wide(read_out(learn, c)[0]) for c in (cohort.subset(fold.test), valid))
     tmp = Path(tempfile.mkdtemp(prefix=f'.{part.name}-', dir=part.parent))
-    test.to_csv(tmp/'test.csv'); chosen.to_csv(tmp/'valid.csv'); learn.history().to_csv(tmp/'history.csv', index=False)
-    info = dict(repeat=fold.repeat, fold=fold.fold, epoch=learn.best_epoch.epoch_kept, seconds=round(time.time() - start, 1), training=len(fit), validation=len(valid), test=len(test))
-    (tmp/'info.json').write_text(json.dumps(info)); tmp.chmod(0o755)
+    test.to_csv(tmp / 'test.csv')
+    chosen.to_csv(tmp / 'valid.csv')
+    learn.history().to_csv(tmp / 'history.csv', index=False)
+    info = dict(
+        repeat=fold.repeat,
+        fold=fold.fold,
+        epoch=learn.best_epoch.epoch_kept,
+        seconds=round(time.time() - start, 1),
+        training=len(fit),
+        validation=len(valid),
+        test=len(test),
+    )
+    (tmp / 'info.json').write_text(json.dumps(info))
+    tmp.chmod(0o755)
     os.replace(tmp, part)
     return info | point_estimates(*labelled_rows(test))
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c024
+# %% ../../nbs/evaluation/05_crossval.ipynb #c028
 def _read(path):
     "A table of predictions with numbers exactly as they were written, and names that look like none kept."
     head = pd.read_csv(path, nrows=0).columns
     numbers = {c: [''] for c in head if c.startswith('p_') or '_p_' in c}
-    return pd.read_csv(path, dtype={c: str for c in head if c in ('patient', 'group', 'label', 'pred')}, keep_default_na=False, na_values=numbers, float_precision='round_trip')
+    return pd.read_csv(
+        path,
+        dtype={c: str for c in head if c in ('patient', 'group', 'label', 'pred')},
+        keep_default_na=False,
+        na_values=numbers,
+        float_precision='round_trip',
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c029
 def _collect(out, folds, side):
     "The finished folds' predictions in one table; patients in the order of the cohort's folds."
-    parts = [_read(out/'parts'/f'{f.repeat}-{f.fold}'/f'{side}.csv') for f in folds]
-    for f, p in zip(folds, parts): p.insert(0, 'fold', f.fold); p.insert(0, 'repeat', f.repeat)
+    parts = [_read(out / 'parts' / f'{f.repeat}-{f.fold}' / f'{side}.csv') for f in folds]
+    for f, p in zip(folds, parts):
+        p.insert(0, 'fold', f.fold)
+        p.insert(0, 'repeat', f.repeat)
     return pd.concat(parts, ignore_index=True)
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c025
+# %% ../../nbs/evaluation/05_crossval.ipynb #c030
 class CrossValidation:
     "A finished cross-validation, read from its folder."
-    def __init__(self,
-        path, # Folder that `cross_validate` wrote
+
+    def __init__(
+        self,
+        path,  # Folder that `cross_validate` wrote
     ):
         self.path = Path(path)
-        if not (self.path/'predictions.csv').is_file(): raise FileNotFoundError(f"{self.path} holds no finished cross-validation: predictions.csv is missing. Start cross_validate or cmus_cv on it again, and it goes on where it stopped")
-        self.run = json.loads((self.path/'run.json').read_text(encoding='utf-8'))
-        self.test, self.valid = _read(self.path/'predictions.csv'), _read(self.path/'validation.csv')
+        if not (self.path / 'predictions.csv').is_file():
+            raise FileNotFoundError(
+                f"{self.path} holds no finished cross-validation: predictions.csv is missing. Start cross_validate or cmus_cv on it again, and it goes on where it stopped"
+            )
+        self.run = json.loads((self.path / 'run.json').read_text(encoding='utf-8'))
+        self.test, self.valid = _read(self.path / 'predictions.csv'), _read(self.path / 'validation.csv')
 
-    def __repr__(self): return f"CrossValidation in {self.path.name}: {len(self.run['folds'])} folds, {self.test.patient.nunique()} patients"
+    def __repr__(self):
+        return f"CrossValidation in {self.path.name}: {len(self.run['folds'])} folds, {self.test.patient.nunique()} patients"
 
     def fold(self, repeat, fold, reader='fusion', side='test') -> pd.DataFrame:
         "Predictions of one reader in one fold."
         t = getattr(self, side)
-        return _narrow(t[(t['repeat'] == repeat) & (t.fold == fold)].set_index('patient').drop(columns=['repeat', 'fold']), reader)
+        return _narrow(
+            t[(t['repeat'] == repeat) & (t.fold == fold)]
+            .set_index('patient')
+            .drop(columns=['repeat', 'fold']),
+            reader,
+        )
 
-    def readings(self, reader:str='fusion', per_fold=lambda test, valid: test) -> list:
+    def readings(self, reader: str = 'fusion', per_fold=lambda test, valid: test) -> list:
         "Test predictions, one table a repeat; `per_fold` may change those of a fold with the help of its validation patients."
         out = {}
-        for r, f, *_ in self.run['folds']: out.setdefault(r, []).append(per_fold(self.fold(r, f, reader), self.fold(r, f, reader, 'valid')))
+        for r, f, *_ in self.run['folds']:
+            out.setdefault(r, []).append(per_fold(self.fold(r, f, reader), self.fold(r, f, reader, 'valid')))
         return [pd.concat(ts) for ts in out.values()]
 
     def readers(self) -> list:
         "'fusion' and the branches that read anybody."
-        return ['fusion'] + [m for m in ('OM', 'IM', 'TEM') if any(c.startswith(f'{m}_p_') for c in self.test.columns)]
+        return ['fusion'] + [
+            m for m in ('OM', 'IM', 'TEM') if any(c.startswith(f'{m}_p_') for c in self.test.columns)
+        ]
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c026
+# %% ../../nbs/evaluation/05_crossval.ipynb #c031
 from fastcore.basics import patch
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c027
+# %% ../../nbs/evaluation/05_crossval.ipynb #c032
 @patch
-def calibrated(self:CrossValidation) -> list: # One table a repeat
+def calibrated(self: CrossValidation) -> list:  # One table a repeat
     "Test predictions of the fusion at the temperature of each fold's validation patients."
     return self.readings(per_fold=lambda test, valid: apply_temperature(test, fit_temperature(valid)))
 
 @patch
-def sets(self:CrossValidation,
-    error:float=.1, # Tolerated share of sets that miss the truth
-) -> list: # One table a repeat, with columns in_<class> and size
+def sets(
+    self: CrossValidation,
+    error: float = 0.1,  # Tolerated share of sets that miss the truth
+) -> list:  # One table a repeat, with columns in_<class> and size
     "Conformal prediction sets, calibrated on each fold's validation patients."
     return self.readings(per_fold=lambda test, valid: conformal_sets(valid, test, error))
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c033
 @patch
-def by_fold(self:CrossValidation, reader:str='fusion') -> pd.DataFrame: # Columns repeat, fold, patients, accuracy, macro_auc, macro_f1
+def by_fold(
+    self: CrossValidation, reader: str = 'fusion'
+) -> pd.DataFrame:  # Columns repeat, fold, patients, accuracy, macro_auc, macro_f1
     "The figures of every fold."
     fold = lambda r, f: self.fold(r, f, reader)
-    return pd.DataFrame([dict(repeat=r, fold=f, patients=len(fold(r, f)), **point_estimates(*labelled_rows(fold(r, f)))) for r, f, *_ in self.run['folds']])
+    return pd.DataFrame(
+        [
+            dict(repeat=r, fold=f, patients=len(fold(r, f)), **point_estimates(*labelled_rows(fold(r, f))))
+            for r, f, *_ in self.run['folds']
+        ]
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c034
 @patch
-def table(self:CrossValidation, reader:str='fusion', **kwargs) -> pd.DataFrame: # Columns estimate, low, high, n, and mean and sd over folds
+def table(
+    self: CrossValidation, reader: str = 'fusion', **kwargs
+) -> pd.DataFrame:  # Columns estimate, low, high, n, and mean and sd over folds
     "Pooled accuracy, macro AUC and macro F1 with intervals over patients, beside mean and standard deviation over folds."
     folds = self.by_fold(reader).drop(columns=['repeat', 'fold', 'patients'])
-    return evaluate(self.readings(reader), **kwargs).join(pd.DataFrame(dict(fold_mean=folds.mean(), fold_sd=folds.std())))
+    return evaluate(self.readings(reader), **kwargs).join(
+        pd.DataFrame(dict(fold_mean=folds.mean(), fold_sd=folds.std()))
+    )
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c029
+# %% ../../nbs/evaluation/05_crossval.ipynb #c036
 def _left(done, start, n):
-    s = (time.time() - start)/done*(n - done)
-    return f'about {s/60:.0f} minutes left' if s > 90 else f'about {s:.0f} s left'
+    s = (time.time() - start) / done * (n - done)
+    return f'about {s / 60:.0f} minutes left' if s > 90 else f'about {s:.0f} s left'
 
 def _announce(r, done, start, n, repeats):
     what = f"fold {r['fold'] + 1}" + (f" of repeat {r['repeat'] + 1}" if repeats > 1 else '')
-    print(f"{what}: accuracy {r['accuracy']:.3f}, AUC {r['macro_auc']:.3f}; best epoch {r['epoch'] + 1}, {r['seconds']:.0f} s" + (f"; {_left(done, start, n)}" if done < n else ''), flush=True)
+    print(
+        f"{what}: accuracy {r['accuracy']:.3f}, AUC {r['macro_auc']:.3f}; best epoch {r['epoch'] + 1}, {r['seconds']:.0f} s"
+        + (f"; {_left(done, start, n)}" if done < n else ''),
+        flush=True,
+    )
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c030
+# %% ../../nbs/evaluation/05_crossval.ipynb #c037
 def cross_validate(
-    cohort:Cohort,          # Whose patients
-    out,                    # Folder to write, or one that a run has begun
-    config:Config|None=None, # What to train; None: `Config()`
-    k:int=5,                # Folds (published: 5)
-    repeats:int=1,          # Cuts of the cohort; with `given` training and test rows: seeds
-    seed:int=0,             # Of cuts and training
-    given=None,             # Folds of your own, see `make_folds`
-    cache=None,             # A `FeatureCache` or a folder; None: a `FeatureCache` in memory
-    title:str=None,         # Of the report
-    page:bool=True,         # Write `metrics.json` and `report.html` too
-    progress:bool=True,     # Print a line a fold
-    **kwargs,               # For `train_config`: device, precision, …
+    cohort: Cohort,  # Whose patients
+    out,  # Folder to write, or one that a run has begun
+    config: Config | None = None,  # What to train; None: `Config()`
+    k: int = 5,  # Folds (published: 5)
+    repeats: int = 1,  # Cuts of the cohort; with `given` training and test rows: seeds
+    seed: int = 0,  # Of cuts and training
+    given=None,  # Folds of your own, see `make_folds`
+    cache=None,  # A `FeatureCache` or a folder; None: a `FeatureCache` in memory
+    title: str = None,  # Of the report
+    page: bool = True,  # Write `metrics.json` and `report.html` too
+    progress: bool = True,  # Print a line a fold
+    **kwargs,  # For `train_config`: device, precision, …
 ) -> CrossValidation:
     "Train and test on every fold; started again on the same folder, it goes on where it was stopped."
     out, config = Path(out).expanduser().absolute(), config or Config()
-    if not out.parent.is_dir(): raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
-    if not cohort.labelled: raise CohortError(f"{cohort.name}: cross-validation needs a label for every patient; left without: {list(cohort.df.index[cohort.df.label.isna()][:5])}")
-    cache = FeatureCache(cache, n_views=config.views, progress=progress) if cache is None or isinstance(cache, (str, Path)) else cache
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out.parent}: there is no such folder to make {out.name} in")
+    if not cohort.labelled:
+        raise CohortError(
+            f"{cohort.name}: cross-validation needs a label for every patient; left without: {list(cohort.df.index[cohort.df.label.isna()][:5])}"
+        )
+    cache = (
+        FeatureCache(cache, n_views=config.views, progress=progress)
+        if cache is None or isinstance(cache, (str, Path))
+        else cache
+    )
     folds = make_folds(cohort, k, repeats, seed, given)
-    if rank_distrib() == 0: _begin(out, _identity(cohort, config, folds, seed), num_distrib() > 1)
-    todo = [f for f in folds if not (out/'parts'/f'{f.repeat}-{f.fold}').exists()]
-    if progress and len(todo) < len(folds) and rank_distrib() == 0: print(f"{len(folds) - len(todo)} of {len(folds)} folds are there already", flush=True)
+    if rank_distrib() == 0:
+        _begin(out, _identity(cohort, config, folds, seed), num_distrib() > 1)
+    todo = [f for f in folds if not (out / 'parts' / f'{f.repeat}-{f.fold}').exists()]
+    if progress and len(todo) < len(folds) and rank_distrib() == 0:
+        print(f"{len(folds) - len(todo)} of {len(folds)} folds are there already", flush=True)
     start, n = time.time(), len(todo)
+
     def one(i, fold, _):
         r = _do_fold(fold, cohort, config, seed, cache, out, **kwargs)
-        if progress: _announce(r, i + 1, start, n, folds[-1].repeat + 1)
+        if progress:
+            _announce(r, i + 1, start, n, folds[-1].repeat + 1)
+
     run_folds(one, [(f, None) for f in todo])
-    if rank_distrib() == 0: _finish(out, cohort, config, folds, page and (title or f'Cross-validation on {cohort.name}'))
+    if rank_distrib() == 0:
+        _finish(out, cohort, config, folds, page and (title or f'Cross-validation on {cohort.name}'))
     return CrossValidation(out)
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c031
+# %% ../../nbs/evaluation/05_crossval.ipynb #c038
 _records = lambda t: json.loads(t.reset_index().to_json(orient='records', double_precision=12))
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c039
 def _metrics(cv, config):
     "Everything that was measured, for JSON."
     first, soft, sets = cv.readings()[0], cv.calibrated()[0], cv.sets()[0]
-    infos = [json.loads((cv.path/'parts'/f'{r}-{f}'/'info.json').read_text()) for r, f, *_ in cv.run['folds']]
-    return dict(pooled={m: _records(cv.table(m)) for m in cv.readers()}, folds=_records(cv.by_fold().set_index(['repeat', 'fold'])), per_class=_records(per_class(cv.readings())),
-                calibration=dict(before=_records(calibration(first)), after=_records(calibration(soft))), conformal=dict(error=.1, coverage=_records(coverage(sets))), referral=_records(referral_curve(soft)),
-                training=infos, config=asdict(config), environment=environment())
+    infos = [
+        json.loads((cv.path / 'parts' / f'{r}-{f}' / 'info.json').read_text()) for r, f, *_ in cv.run['folds']
+    ]
+    return dict(
+        pooled={m: _records(cv.table(m)) for m in cv.readers()},
+        folds=_records(cv.by_fold().set_index(['repeat', 'fold'])),
+        per_class=_records(per_class(cv.readings())),
+        calibration=dict(before=_records(calibration(first)), after=_records(calibration(soft))),
+        conformal=dict(error=0.1, coverage=_records(coverage(sets))),
+        referral=_records(referral_curve(soft)),
+        training=infos,
+        config=asdict(config),
+        environment=environment(),
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c040
 def _finish(out, cohort, config, folds, title):
     "The tables of all folds, and under a title the figures and the report."
     wide = {side: _collect(out, folds, side).to_csv(index=False) for side in ('valid', 'test')}
-    write_file(out/'folds.csv', pd.DataFrame([dict(patient=p, repeat=f.repeat, fold=f.fold) for f in folds for p in f.test]).to_csv(index=False))
-    for name, what in dict(environment=environment(), config=asdict(config)).items(): write_file(out/f'{name}.json', json.dumps(what, indent=1))
-    write_file(out/'validation.csv', wide['valid']); write_file(out/'predictions.csv', wide['test'])
-    if not title: return
+    write_file(
+        out / 'folds.csv',
+        pd.DataFrame([dict(patient=p, repeat=f.repeat, fold=f.fold) for f in folds for p in f.test]).to_csv(
+            index=False
+        ),
+    )
+    for name, what in dict(environment=environment(), config=asdict(config)).items():
+        write_file(out / f'{name}.json', json.dumps(what, indent=1))
+    write_file(out / 'validation.csv', wide['valid'])
+    write_file(out / 'predictions.csv', wide['test'])
+    if not title:
+        return
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', EvaluationWarning)                  # they are on the page
+        warnings.simplefilter('ignore', EvaluationWarning)  # they are on the page
         cv = CrossValidation(out)
         metrics = _metrics(cv, config)
-        write_file(out/'metrics.json', json.dumps(metrics, indent=1)); write_file(out/'report.html', _report(cv, cohort, config, title, metrics))
+        write_file(out / 'metrics.json', json.dumps(metrics, indent=1))
+        write_file(out / 'report.html', _report(cv, cohort, config, title, metrics))
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c033
-def _cells(r): return [_with_ci(r.estimate, r.low, r.high), f'{_num(r.fold_mean)} ± {_num(r.fold_sd)}']
+# %% ../../nbs/evaluation/05_crossval.ipynb #c042
+def _cells(r):
+    return [_with_ci(r.estimate, r.low, r.high), f'{_num(r.fold_mean)} ± {_num(r.fold_sd)}']
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c043
 def _result(cv):
     "Every reader's figures, pooled and by fold."
     rows = []
     for m in cv.readers():
         t = cv.table(m)
-        rows.append(['Fusion of all' if m == 'fusion' else f'{m} branch', str(t.n.iloc[0]), *_cells(t.loc['accuracy']), *_cells(t.loc['macro_auc']), *_cells(t.loc['macro_f1'])])
-    note = ('Estimate with 95 % interval: all test patients together, resampled by patient or group. Mean ± standard deviation: over the folds; it tells how folds differ, not how sure the mean is. '
-            'A pooled AUC ranks patients of different folds, who were read by different networks, against each other.')
-    return _table(['', 'patients', 'accuracy', 'by fold', 'macro AUC', 'by fold', 'macro F1', 'by fold'], rows) + f'<p class=soft><small>{note}</small></p>'
+        rows.append(
+            [
+                'Fusion of all' if m == 'fusion' else f'{m} branch',
+                str(t.n.iloc[0]),
+                *_cells(t.loc['accuracy']),
+                *_cells(t.loc['macro_auc']),
+                *_cells(t.loc['macro_f1']),
+            ]
+        )
+    note = (
+        'Estimate with 95 % interval: all test patients together, resampled by patient or group. Mean ± standard deviation: over the folds; it tells how folds differ, not how sure the mean is. '
+        'A pooled AUC ranks patients of different folds, who were read by different networks, against each other.'
+    )
+    return (
+        _table(['', 'patients', 'accuracy', 'by fold', 'macro AUC', 'by fold', 'macro F1', 'by fold'], rows)
+        + f'<p class=soft><small>{note}</small></p>'
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c044
 def _fold_table(cv):
-    one = lambda r: [f'{r["repeat"] + 1:.0f}, {r.fold + 1:.0f}', f'{r.patients:.0f}', *(_num(r[m]) for m in ('accuracy', 'macro_auc', 'macro_f1'))]
-    return _table(['repeat, fold', 'patients', 'accuracy', 'macro AUC', 'macro F1'], [one(r) for _, r in cv.by_fold().iterrows()])
+    one = lambda r: [
+        f'{r["repeat"] + 1:.0f}, {r.fold + 1:.0f}',
+        f'{r.patients:.0f}',
+        *(_num(r[m]) for m in ('accuracy', 'macro_auc', 'macro_f1')),
+    ]
+    return _table(
+        ['repeat, fold', 'patients', 'accuracy', 'macro AUC', 'macro F1'],
+        [one(r) for _, r in cv.by_fold().iterrows()],
+    )
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c034
+# %% ../../nbs/evaluation/05_crossval.ipynb #c045
 def _class_rows(cv):
     t = per_class(cv.readings())
     cell = lambda c, m: _with_ci(*t.loc[(c, m), ['estimate', 'low', 'high']])
-    return _table(['class', 'patients', 'sensitivity', 'specificity', 'precision', 'AUC, against the rest'], [[esc(c), str(t.loc[(c, 'sensitivity'), 'n']), *(cell(c, m) for m in ('sensitivity', 'specificity', 'precision', 'auc'))] for c in cv.run['classes']])
+    return _table(
+        ['class', 'patients', 'sensitivity', 'specificity', 'precision', 'AUC, against the rest'],
+        [
+            [
+                esc(c),
+                str(t.loc[(c, 'sensitivity'), 'n']),
+                *(cell(c, m) for m in ('sensitivity', 'specificity', 'precision', 'auc')),
+            ]
+            for c in cv.run['classes']
+        ],
+    )
 
+# %% ../../nbs/evaluation/05_crossval.ipynb #c046
 def _calibration_part(cv, metrics):
     "Reliability before and after, and the table of calibration."
     before, after = cv.readings()[0], cv.calibrated()[0]
-    def draw(fig):
-        for ax, t, name in zip(fig.subplots(1, 2), (before, after), ('as trained', 'at the temperature of the validation patients')): plot_reliability(t, ax).set_title(name, fontsize=10)
-    names = dict(ece='expected calibration error', brier='Brier score', nll='negative log-likelihood', overconfidence='confidence minus accuracy')
-    rows = [[names[b['index']], _with_ci(b['estimate'], b['low'] or np.nan, b['high'] or np.nan), _num(b['if_calibrated']), _with_ci(a['estimate'], a['low'] or np.nan, a['high'] or np.nan), _num(a['if_calibrated'])]
-            for b, a in zip(metrics['calibration']['before'], metrics['calibration']['after'])]
-    return svg_figure(draw, (9, 4.4), 'Reliability: accuracy against confidence before and after temperature scaling', 'reliability') + _table(['', 'as trained', 'if it were calibrated', 'at the temperature', 'if it were calibrated'], rows)
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c035
+    def draw(fig):
+        for ax, t, name in zip(
+            fig.subplots(1, 2),
+            (before, after),
+            ('as trained', 'at the temperature of the validation patients'),
+        ):
+            plot_reliability(t, ax).set_title(name, fontsize=10)
+
+    names = dict(
+        ece='expected calibration error',
+        brier='Brier score',
+        nll='negative log-likelihood',
+        overconfidence='confidence minus accuracy',
+    )
+    rows = [
+        [
+            names[b['index']],
+            _with_ci(b['estimate'], b['low'] or np.nan, b['high'] or np.nan),
+            _num(b['if_calibrated']),
+            _with_ci(a['estimate'], a['low'] or np.nan, a['high'] or np.nan),
+            _num(a['if_calibrated']),
+        ]
+        for b, a in zip(metrics['calibration']['before'], metrics['calibration']['after'])
+    ]
+    return svg_figure(
+        draw,
+        (9, 4.4),
+        'Reliability: accuracy against confidence before and after temperature scaling',
+        'reliability',
+    ) + _table(
+        ['', 'as trained', 'if it were calibrated', 'at the temperature', 'if it were calibrated'], rows
+    )
+
+# %% ../../nbs/evaluation/05_crossval.ipynb #c047
 def _abstention_part(cv, metrics):
     "Sets of classes with their coverage, and what referral buys."
-    rows = [[esc(r['index']), str(r['n']), _with_ci(r['coverage'], r['low'], r['high']), _num(r['mean_size'], 2), _num(r['singletons'], 2)] for r in metrics['conformal']['coverage'] if r['n']]
-    half = [r for r in metrics['referral'] if r['referred'] <= .21][-1]
+    rows = [
+        [
+            esc(r['index']),
+            str(r['n']),
+            _with_ci(r['coverage'], r['low'], r['high']),
+            _num(r['mean_size'], 2),
+            _num(r['singletons'], 2),
+        ]
+        for r in metrics['conformal']['coverage']
+        if r['n']
+    ]
+    half = [r for r in metrics['referral'] if r['referred'] <= 0.21][-1]
     say = f"<p>If the {half['referred']:.0%} least certain patients are referred to a person, the accuracy on the others is {_num(half['accuracy'])} ({_num(half['low'])} to {_num(half['high'])}).</p>"
-    fig = svg_figure(lambda f: plot_referral(cv.calibrated()[0], ax=f.subplots()), (6, 3.4), 'Accuracy of the patients kept against the share referred', 'referral')
-    return (say + fig + '<h3>Sets that hold the truth nine times in ten</h3>' + _table(['class', 'patients', 'coverage', 'mean number of classes', 'share with one class'], rows)
-            + "<p class=soft><small>Split conformal sets at an error of 0.1, calibrated on each fold's validation patients, who also chose its epoch.</small></p>")
+    fig = svg_figure(
+        lambda f: plot_referral(cv.calibrated()[0], ax=f.subplots()),
+        (6, 3.4),
+        'Accuracy of the patients kept against the share referred',
+        'referral',
+    )
+    return (
+        say
+        + fig
+        + '<h3>Sets that hold the truth nine times in ten</h3>'
+        + _table(['class', 'patients', 'coverage', 'mean number of classes', 'share with one class'], rows)
+        + "<p class=soft><small>Split conformal sets at an error of 0.1, calibrated on each fold's validation patients, who also chose its epoch.</small></p>"
+    )
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c036
+# %% ../../nbs/evaluation/05_crossval.ipynb #c048
 def _report(cv, cohort, config, title, metrics):
     "The page as HTML."
     first = cv.readings()[0]
     acc, auc = (cv.table().loc[m] for m in ('accuracy', 'macro_auc'))
     repeats = len({r for r, *_ in cv.run['folds']})
-    head = (f"<p class=big>Accuracy <b>{_num(acc.estimate)}</b> ({_num(acc.low)} to {_num(acc.high)}), macro AUC <b>{_num(auc.estimate)}</b> ({_num(auc.low)} to {_num(auc.high)}): {len(cv.run['folds'])} trainings"
-            f"{f', every patient tested {repeats} times' if repeats > 1 else ''}.</p>")
-    notes = [*evaluate(first).attrs['notes']] + (['Patients share so many images that they could not be kept apart: figures of splits inside this cohort are too good.'] if cohort.leaky else [])
-    pages = '' if repeats == 1 else '<p class=soft><small>Figures and curves below show the first repeat.</small></p>'
-    parts = [_section('Result', head, _remarks(notes), _result(cv), first=True), _section('Patients', _cohort_table(cohort=cohort), _findings([cohort])), _section('Folds', _fold_table(cv)),
-             _section('Errors', pages, _error_figures(first), _class_rows(cv)), _section('Do the probabilities mean what they say?', _calibration_part(cv, metrics)), _section('When to ask', _abstention_part(cv, metrics)),
-             _section('Settings', _settings({**{k: v for k, v in asdict(config).items() if v not in ({}, None)}, **environment()})), _section('How to read this page, and what it cannot tell', READING)]
+    head = (
+        f"<p class=big>Accuracy <b>{_num(acc.estimate)}</b> ({_num(acc.low)} to {_num(acc.high)}), macro AUC <b>{_num(auc.estimate)}</b> ({_num(auc.low)} to {_num(auc.high)}): {len(cv.run['folds'])} trainings"
+        f"{f', every patient tested {repeats} times' if repeats > 1 else ''}.</p>"
+    )
+    notes = [*evaluate(first).attrs['notes']] + (
+        [
+            'Patients share so many images that they could not be kept apart: figures of splits inside this cohort are too good.'
+        ]
+        if cohort.leaky
+        else []
+    )
+    pages = (
+        ''
+        if repeats == 1
+        else '<p class=soft><small>Figures and curves below show the first repeat.</small></p>'
+    )
+    parts = [
+        _section('Result', head, _remarks(notes), _result(cv), first=True),
+        _section('Patients', _cohort_table(cohort=cohort), _findings([cohort])),
+        _section('Folds', _fold_table(cv)),
+        _section('Errors', pages, _error_figures(first), _class_rows(cv)),
+        _section('Do the probabilities mean what they say?', _calibration_part(cv, metrics)),
+        _section('When to ask', _abstention_part(cv, metrics)),
+        _section(
+            'Settings',
+            _settings({**{k: v for k, v in asdict(config).items() if v not in ({}, None)}, **environment()}),
+        ),
+        _section('How to read this page, and what it cannot tell', READING),
+    ]
     return _page(title, cohort.subset(first.index), first, parts)
 
-# %% ../../nbs/evaluation/05_crossval.ipynb #c050
+# %% ../../nbs/evaluation/05_crossval.ipynb #c062
 def join_cohorts(
-    train:Cohort, # Training patients
-    test:Cohort,  # Test patients, nobody of them in `train`
-) -> tuple: # Cohort of both, and its single fold for `cross_validate(given=...)`
+    train: Cohort,  # Training patients
+    test: Cohort,  # Test patients, nobody of them in `train`
+) -> tuple:  # Cohort of both, and its single fold for `cross_validate(given=...)`
     "A training and a test cohort as one, with the fold that keeps them apart."
     test, leak = check_same_classes(train, test), audit_leak(train, test)
-    if len(leak): raise CohortError(f"{train.name} and {test.name} share {len(leak)} patients, groups or images:\n{leak.head(10).to_string()}\nRemove them from one of the two")
-    both = Cohort(pd.concat([train.df, test.df]), train.classes, [*train._problems, *test._problems], name=f'{train.name} and {test.name}', digests={**train.digests, **test.digests}, leaky=train.leaky or test.leaky)
+    if len(leak):
+        raise CohortError(
+            f"{train.name} and {test.name} share {len(leak)} patients, groups or images:\n{leak.head(10).to_string()}\nRemove them from one of the two"
+        )
+    both = Cohort(
+        pd.concat([train.df, test.df]),
+        train.classes,
+        [*train._problems, *test._problems],
+        name=f'{train.name} and {test.name}',
+        digests={**train.digests, **test.digests},
+        leaky=train.leaky or test.leaky,
+    )
     return both, [(np.arange(len(train)), np.arange(len(train), len(both)))]

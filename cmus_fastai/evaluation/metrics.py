@@ -23,341 +23,554 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #c011
-class EvaluationWarning(UserWarning): "A figure could not be computed for all classes, or its interval is to be taken with care"
+class EvaluationWarning(UserWarning):
+    "A figure could not be computed for all classes, or its interval is to be taken with care"
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c012
 def labelled_rows(preds, classes=None):
     "Checked rows with a label, and the classes to average over"
     df = check_predictions(preds)
     df = df[df.label.notna()]
-    if not len(df): raise ValueError('no patient has a label, so there is nothing to measure')
+    if not len(df):
+        raise ValueError('no patient has a label, so there is nothing to measure')
     known = classes_of(df)
     classes = known if classes is None else list(classes)
-    if set(classes) - set(known): raise ValueError(f'classes {sorted(set(classes)-set(known))} have no column; there are {known}')
+    if set(classes) - set(known):
+        raise ValueError(f'classes {sorted(set(classes) - set(known))} have no column; there are {known}')
     return df, classes
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c013
 def checked_repeats(preds, classes=None):
     "One table, or several readings of the same patients (by other seeds, in other repeats), in the same order"
-    read = [labelled_rows(t, classes) for t in (preds if isinstance(preds, (list,tuple)) else [preds])]
+    read = [labelled_rows(t, classes) for t in (preds if isinstance(preds, (list, tuple)) else [preds])]
     (first, classes), *more = read
-    for df,others in more:
+    for df, others in more:
         apart = sorted(set(df.index) ^ set(first.index))
-        if apart or set(others) != set(classes): raise ValueError(f'readings of the same patients and classes are needed; not in all of them: {apart[:5] or sorted(set(others) ^ set(classes))}')
+        if apart or set(others) != set(classes):
+            raise ValueError(
+                f'readings of the same patients and classes are needed; not in all of them: {apart[:5] or sorted(set(others) ^ set(classes))}'
+            )
         odd = (df.label.reindex(first.index) != first.label).to_numpy()
-        if odd.any(): raise ValueError(f'patient {first.index[odd][0]!r} has different labels in two readings')
-    return [df.loc[first.index] for df,_ in read], classes
+        if odd.any():
+            raise ValueError(f'patient {first.index[odd][0]!r} has different labels in two readings')
+    return [df.loc[first.index] for df, _ in read], classes
 
-def _averaged(dicts): return {k: np.mean([d[k] for d in dicts], 0) for k in dicts[0]}
+# %% ../../nbs/evaluation/00_metrics.ipynb #c014
+def _averaged(dicts):
+    return {k: np.mean([d[k] for d in dicts], 0) for k in dicts[0]}
 
-def _auc(y, score): return roc_auc_score(y, score) if 0 < y.sum() < len(y) else np.nan
+def _auc(y, score):
+    return roc_auc_score(y, score) if 0 < y.sum() < len(y) else np.nan
 
-def _present(df, classes): return [c for c in classes if (df.label==c).any()]
+def _present(df, classes):
+    return [c for c in classes if (df.label == c).any()]
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c015
 def point_estimates(df, classes):
     "Accuracy, macro AUC and macro F1 of the patients as they are"
     here = _present(df, classes)
-    aucs = [_auc((df.label==c).to_numpy(), df[f'p_{c}']) for c in here]
-    f1 = f1_score(df.label.astype(str), df.pred.astype(str), labels=here, average='macro', zero_division=0) if here else np.nan
-    return dict(accuracy=accuracy_score(df.label.astype(str), df.pred.astype(str)), macro_auc=float(np.mean(aucs)) if here else np.nan, macro_f1=f1)
+    aucs = [_auc((df.label == c).to_numpy(), df[f'p_{c}']) for c in here]
+    f1 = (
+        f1_score(df.label.astype(str), df.pred.astype(str), labels=here, average='macro', zero_division=0)
+        if here
+        else np.nan
+    )
+    return dict(
+        accuracy=accuracy_score(df.label.astype(str), df.pred.astype(str)),
+        macro_auc=float(np.mean(aucs)) if here else np.nan,
+        macro_f1=f1,
+    )
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c014
+# %% ../../nbs/evaluation/00_metrics.ipynb #c018
 def resample_counts(
-    groups,           # group of each patient, [n]
-    n_boot:int=2000,  # resamples
-    seed:int=0,       # of the random numbers
-    strata=None,      # stratum of each group's patients, [n]; None: draw from all groups alike
-)->np.ndarray:        # how often each patient is in each resample, [n_boot,n]
+    groups,  # group of each patient, [n]
+    n_boot: int = 2000,  # resamples
+    seed: int = 0,  # of the random numbers
+    strata=None,  # stratum of each group's patients, [n]; None: draw from all groups alike
+) -> np.ndarray:  # how often each patient is in each resample, [n_boot,n]
     "Bootstrap resamples of whole groups, as counts"
     rng = np.random.default_rng(seed)
     code, _ = pd.factorize(np.asarray(groups, dtype=object))
-    n = code.max()+1
-    of_group = np.zeros(n, int) if strata is None else pd.factorize(pd.Series(strata).groupby(code).first())[0]
+    n = code.max() + 1
+    of_group = (
+        np.zeros(n, int) if strata is None else pd.factorize(pd.Series(strata).groupby(code).first())[0]
+    )
     drawn = np.empty((n_boot, n))
     for s in np.unique(of_group):
-        here = np.flatnonzero(of_group==s)
-        drawn[:,here] = rng.multinomial(len(here), np.full(len(here), 1/len(here)), size=n_boot)
-    return drawn[:,code]
+        here = np.flatnonzero(of_group == s)
+        drawn[:, here] = rng.multinomial(len(here), np.full(len(here), 1 / len(here)), size=n_boot)
+    return drawn[:, code]
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c018
+# %% ../../nbs/evaluation/00_metrics.ipynb #c022
 def _auc_counts(score, y, W):
     "AUC in each resample, [n_boot]; NaN where one side is missing"
     order = np.argsort(score, kind='stable')
     s, y = np.asarray(score)[order], np.asarray(y)[order]
-    start = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])                 # ties are one step
-    pos, neg = (np.add.reduceat(W[:,order]*side, start, axis=1) for side in (y, ~y))
-    with np.errstate(invalid='ignore'): return (pos*(neg.cumsum(1) - neg/2)).sum(1) / (pos.sum(1)*neg.sum(1))
+    start = np.flatnonzero(np.r_[True, s[1:] != s[:-1]])  # ties are one step
+    pos, neg = (np.add.reduceat(W[:, order] * side, start, axis=1) for side in (y, ~y))
+    with np.errstate(invalid='ignore'):
+        return (pos * (neg.cumsum(1) - neg / 2)).sum(1) / (pos.sum(1) * neg.sum(1))
 
 def _ratio(a, b):
-    with np.errstate(invalid='ignore'): return np.where(b>0, a/np.where(b>0, b, 1), np.nan)
+    with np.errstate(invalid='ignore'):
+        return np.where(b > 0, a / np.where(b > 0, b, 1), np.nan)
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c023
 def _mean_over(rows):
     "Mean over classes, leaving out those missing from a resample"
     a = np.array(rows)
     return _ratio(np.nansum(a, 0), np.isfinite(a).sum(0))
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c024
 def _resampled(df, classes, W):
     "Accuracy, macro AUC and macro F1 in each resample"
     y, yhat, here = df.label.to_numpy(), df.pred.to_numpy(), _present(df, classes)
-    f1 = [_ratio(2*(W@((y==c)&(yhat==c))), W@(y==c) + W@(yhat==c)) + np.where(W@(y==c)>0, 0, np.nan) for c in here]
-    aucs = [_auc_counts(df[f'p_{c}'].to_numpy(), y==c, W) for c in here]
+    f1 = [
+        _ratio(2 * (W @ ((y == c) & (yhat == c))), W @ (y == c) + W @ (yhat == c))
+        + np.where(W @ (y == c) > 0, 0, np.nan)
+        for c in here
+    ]
+    aucs = [_auc_counts(df[f'p_{c}'].to_numpy(), y == c, W) for c in here]
     nothing = np.full(len(W), np.nan)
-    return dict(accuracy=W@(y==yhat)/W.sum(1), macro_auc=_mean_over(aucs) if here else nothing, macro_f1=_mean_over(f1) if here else nothing)
+    return dict(
+        accuracy=W @ (y == yhat) / W.sum(1),
+        macro_auc=_mean_over(aucs) if here else nothing,
+        macro_f1=_mean_over(f1) if here else nothing,
+    )
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c021
+# %% ../../nbs/evaluation/00_metrics.ipynb #c027
 def wilson(
-    k:int,            # how many were right
-    n:int,            # out of how many
-    level:float=.95,  # of confidence
-)->tuple:             # (low, high)
+    k: int,  # how many were right
+    n: int,  # out of how many
+    level: float = 0.95,  # of confidence
+) -> tuple:  # (low, high)
     "Wilson's interval for a proportion"
     ci = binomtest(int(k), int(n)).proportion_ci(level, method='wilson')
     return float(ci.low), float(ci.high)
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c028
 def _auc_bounds(auc, m, n, level):
     "Newcombe's interval for an AUC of exactly 0 or 1"
-    if auc < .5: return tuple(1-b for b in _auc_bounds(1-auc, m, n, level)[::-1])
-    z = norm.ppf((1+level)/2)
-    var = lambda a: a*(1-a)/(m*n)*(1 + ((m+n)/2-1)*((1-a)/(2-a) + a/(1+a)))
-    gap = lambda a: auc - a - z*np.sqrt(var(a))
-    return brentq(gap, 1e-9, 1-1e-9), 1.
+    if auc < 0.5:
+        return tuple(1 - b for b in _auc_bounds(1 - auc, m, n, level)[::-1])
+    z = norm.ppf((1 + level) / 2)
+    var = lambda a: a * (1 - a) / (m * n) * (1 + ((m + n) / 2 - 1) * ((1 - a) / (2 - a) + a / (1 + a)))
+    gap = lambda a: auc - a - z * np.sqrt(var(a))
+    return brentq(gap, 1e-9, 1 - 1e-9), 1.0
 
 def normal_quantile(level, k, n):
     # the scatter of k groups is itself uncertain, hence Student's quantile
-    return norm.ppf((1+level)/2) if k==n else student.ppf((1+level)/2, k-1)
+    return norm.ppf((1 + level) / 2) if k == n else student.ppf((1 + level) / 2, k - 1)
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c029
 def score_interval(estimate, boots, k, n, level):
     "Wilson's interval of a proportion among n patients in k groups, with the number of patients that the scatter of the resamples tells"
     s = np.nanstd(boots) if np.isfinite(boots).any() else np.nan
-    if not np.isfinite(estimate + s) or k < min(2, n): return np.nan, np.nan
-    edge = s < 1e-12 or estimate in (0,1)
-    if edge and estimate not in (0,1): return np.nan, np.nan             # groups that all agree tell nothing about their scatter
-    m, z = k if edge else estimate*(1-estimate)/s**2, normal_quantile(level, k, n)
-    mid, half = (estimate + z*z/(2*m))/(1 + z*z/m), z/(1 + z*z/m)*np.sqrt(estimate*(1-estimate)/m + z*z/(4*m*m))
-    return max(mid-half, 0.), min(mid+half, 1.)
+    if not np.isfinite(estimate + s) or k < min(2, n):
+        return np.nan, np.nan
+    edge = s < 1e-12 or estimate in (0, 1)
+    if edge and estimate not in (0, 1):
+        return np.nan, np.nan  # groups that all agree tell nothing about their scatter
+    m, z = k if edge else estimate * (1 - estimate) / s**2, normal_quantile(level, k, n)
+    mid, half = (
+        (estimate + z * z / (2 * m)) / (1 + z * z / m),
+        z / (1 + z * z / m) * np.sqrt(estimate * (1 - estimate) / m + z * z / (4 * m * m)),
+    )
+    return max(mid - half, 0.0), min(mid + half, 1.0)
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c030
 def _logit_interval(estimate, boots, k, n, level, edge):
     "Interval of an AUC on the scale of log odds; where no resample differs, `edge()` gives it instead"
     s = np.nanstd(boots) if np.isfinite(boots).any() else np.nan
-    if not np.isfinite(estimate + s) or k < 2: return np.nan, np.nan
-    if s < 1e-12 or estimate in (0,1): return edge()
-    half = normal_quantile(level, k, n)*s/(estimate*(1-estimate))
-    return tuple(float(expit(logit(estimate) + sign*half)) for sign in (-1,1))
+    if not np.isfinite(estimate + s) or k < 2:
+        return np.nan, np.nan
+    if s < 1e-12 or estimate in (0, 1):
+        return edge()
+    half = normal_quantile(level, k, n) * s / (estimate * (1 - estimate))
+    return tuple(float(expit(logit(estimate) + sign * half)) for sign in (-1, 1))
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c031
 def _auc_edge(df, classes, level):
     "Mean of the classes' bounds, counting groups instead of patients"
-    pairs = [(df.group[df.label==c].nunique(), df.group[df.label!=c].nunique(), _auc((df.label==c).to_numpy(), df[f'p_{c}'])) for c in classes]
-    if df.group.nunique()<2 or any(a not in (0,1) for *_,a in pairs): return np.nan, np.nan
-    return tuple(np.mean([_auc_bounds(a, m, n, level) for m,n,a in pairs], 0))
+    pairs = [
+        (
+            df.group[df.label == c].nunique(),
+            df.group[df.label != c].nunique(),
+            _auc((df.label == c).to_numpy(), df[f'p_{c}']),
+        )
+        for c in classes
+    ]
+    if df.group.nunique() < 2 or any(a not in (0, 1) for *_, a in pairs):
+        return np.nan, np.nan
+    return tuple(np.mean([_auc_bounds(a, m, n, level) for m, n, a in pairs], 0))
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c024
+# %% ../../nbs/evaluation/00_metrics.ipynb #c034
 def _strata(df, stratify):
     # a group's stratum is the set of labels in it, so that groups of several classes have strata of their own
-    return df.groupby('group').label.transform(lambda s: '\0'.join(sorted(set(s)))).to_numpy() if stratify else None
+    return (
+        df.groupby('group').label.transform(lambda s: '\0'.join(sorted(set(s)))).to_numpy()
+        if stratify
+        else None
+    )
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c035
 def evaluation_notes(df, classes):
     "What a reader of the figures must know"
     gone = [c for c in classes if c not in _present(df, classes)]
-    out = [f'class {", ".join(map(repr,gone))} has no patient in the test data: the macro figures are means over the other classes'] if gone else []
-    if df.label.nunique()==1: out.append(f'all patients are of class {df.label.iloc[0]!r}: an AUC does not exist')
+    out = (
+        [
+            f'class {", ".join(map(repr, gone))} has no patient in the test data: the macro figures are means over the other classes'
+        ]
+        if gone
+        else []
+    )
+    if df.label.nunique() == 1:
+        out.append(f'all patients are of class {df.label.iloc[0]!r}: an AUC does not exist')
     k = df.group.nunique()
-    if k < min(len(df), 20): out.append(f'{len(df)} patients in only {k} groups: the intervals rest on {k} independent pieces and are rather too narrow')
+    if k < min(len(df), 20):
+        out.append(
+            f'{len(df)} patients in only {k} groups: the intervals rest on {k} independent pieces and are rather too narrow'
+        )
     return out
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c036
 def evaluate(
-    preds,              # from `predictions`; patients without a label are passed over. A list: several readings of the same patients, whose figures are averaged
-    classes=None,       # classes to average over; default: all
-    n_boot:int=2000,    # bootstrap resamples
-    level:float=.95,    # of the intervals
-    seed:int=0,         # of the resamples
-    stratify:bool=False,# keep the number of patients of every class in the resamples
-)->pd.DataFrame:        # rows accuracy, macro_auc, macro_f1; columns estimate, low, high, n; `.attrs['notes']` holds remarks
+    preds,  # from `predictions`; patients without a label are passed over. A list: several readings of the same patients, whose figures are averaged
+    classes=None,  # classes to average over; default: all
+    n_boot: int = 2000,  # bootstrap resamples
+    level: float = 0.95,  # of the intervals
+    seed: int = 0,  # of the resamples
+    stratify: bool = False,  # keep the number of patients of every class in the resamples
+) -> (
+    pd.DataFrame
+):  # rows accuracy, macro_auc, macro_f1; columns estimate, low, high, n; `.attrs['notes']` holds remarks
     "Accuracy, macro one-vs-rest AUC and macro F1 with bootstrap intervals over patients, or over groups if there are any"
     dfs, classes = checked_repeats(preds, classes)
     df = dfs[0]
     W = resample_counts(df.group, n_boot, seed, _strata(df, stratify))
-    est, boots = _averaged([point_estimates(d, classes) for d in dfs]), _averaged([_resampled(d, classes, W) for d in dfs])
+    est, boots = (
+        _averaged([point_estimates(d, classes) for d in dfs]),
+        _averaged([_resampled(d, classes, W) for d in dfs]),
+    )
     k, here = df.group.nunique(), _present(df, classes)
-    ci = {m: score_interval(est[m], boots[m], k, len(df), level) for m in ('accuracy','macro_f1')}
-    ci['macro_auc'] = _logit_interval(est['macro_auc'], boots['macro_auc'], k, len(df), level, lambda: _auc_edge(df, here, level))
-    rows = {m: (e, *ci[m], len(df)) for m,e in est.items()}
-    out = pd.DataFrame.from_dict(rows, orient='index', columns=['estimate','low','high','n'])
+    ci = {m: score_interval(est[m], boots[m], k, len(df), level) for m in ('accuracy', 'macro_f1')}
+    ci['macro_auc'] = _logit_interval(
+        est['macro_auc'], boots['macro_auc'], k, len(df), level, lambda: _auc_edge(df, here, level)
+    )
+    rows = {m: (e, *ci[m], len(df)) for m, e in est.items()}
+    out = pd.DataFrame.from_dict(rows, orient='index', columns=['estimate', 'low', 'high', 'n'])
     out.attrs['notes'] = evaluation_notes(df, classes)
-    for note in out.attrs['notes']: warnings.warn(note, EvaluationWarning, stacklevel=2)
+    for note in out.attrs['notes']:
+        warnings.warn(note, EvaluationWarning, stacklevel=2)
     return out
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c037
+# %% ../../nbs/evaluation/00_metrics.ipynb #c049
 def per_class(
-    preds,              # from `predictions`; a list: several readings of the same patients, whose figures are averaged
-    classes=None,       # default: all
-    n_boot:int=2000,    # bootstrap resamples
-    level:float=.95,    # of the intervals
-    seed:int=0,         # of the resamples
-)->pd.DataFrame:        # rows (class, sensitivity | specificity | precision | auc); columns estimate, low, high, n (patients behind the figure)
+    preds,  # from `predictions`; a list: several readings of the same patients, whose figures are averaged
+    classes=None,  # default: all
+    n_boot: int = 2000,  # bootstrap resamples
+    level: float = 0.95,  # of the intervals
+    seed: int = 0,  # of the resamples
+) -> pd.DataFrame:  # rows (class, sensitivity | specificity | precision | auc); columns estimate, low, high, n (patients behind the figure)
     "Sensitivity, specificity, precision and one-vs-rest AUC of every class with bootstrap intervals"
     dfs, classes = checked_repeats(preds, classes)
     df, rows = dfs[0], {}
     W = resample_counts(df.group, n_boot, seed)
     for c in classes:
-        y, hits = (df.label==c).to_numpy(), [(d.pred==c).to_numpy() for d in dfs]
-        for name,who,right in (('sensitivity',[y]*len(dfs),hits), ('specificity',[~y]*len(dfs),[~h for h in hits]), ('precision',hits,[y]*len(dfs))):
-            est = float(np.mean([_ratio((w&r).sum(), w.sum()) for w,r in zip(who,right)]))
-            boots, n = np.mean([_ratio(W@(w&r), W@w) for w,r in zip(who,right)], 0), round(np.mean([w.sum() for w in who]))
-            rows[c,name] = (est, *score_interval(est, boots, df.group[who[0]].nunique(), n, level), n)
-        auc, boots = np.mean([_auc(y, d[f'p_{c}']) for d in dfs]), np.mean([_auc_counts(d[f'p_{c}'].to_numpy(), y, W) for d in dfs], 0)
-        rows[c,'auc'] = (auc, *_logit_interval(auc, boots, df.group.nunique(), len(df), level, lambda: _auc_edge(df, [c], level)), len(df))
-    index = pd.MultiIndex.from_tuples(rows, names=['class','metric'])
-    return pd.DataFrame(rows.values(), index=index, columns=['estimate','low','high','n']).astype({'estimate':float, 'n':int})
+        y, hits = (df.label == c).to_numpy(), [(d.pred == c).to_numpy() for d in dfs]
+        for name, who, right in (
+            ('sensitivity', [y] * len(dfs), hits),
+            ('specificity', [~y] * len(dfs), [~h for h in hits]),
+            ('precision', hits, [y] * len(dfs)),
+        ):
+            est = float(np.mean([_ratio((w & r).sum(), w.sum()) for w, r in zip(who, right)]))
+            boots, n = (
+                np.mean([_ratio(W @ (w & r), W @ w) for w, r in zip(who, right)], 0),
+                round(np.mean([w.sum() for w in who])),
+            )
+            rows[c, name] = (est, *score_interval(est, boots, df.group[who[0]].nunique(), n, level), n)
+        auc, boots = (
+            np.mean([_auc(y, d[f'p_{c}']) for d in dfs]),
+            np.mean([_auc_counts(d[f'p_{c}'].to_numpy(), y, W) for d in dfs], 0),
+        )
+        rows[c, 'auc'] = (
+            auc,
+            *_logit_interval(
+                auc, boots, df.group.nunique(), len(df), level, lambda: _auc_edge(df, [c], level)
+            ),
+            len(df),
+        )
+    index = pd.MultiIndex.from_tuples(rows, names=['class', 'metric'])
+    return pd.DataFrame(rows.values(), index=index, columns=['estimate', 'low', 'high', 'n']).astype(
+        {'estimate': float, 'n': int}
+    )
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c042
+# %% ../../nbs/evaluation/00_metrics.ipynb #c054
 def compare(
-    preds_a,              # from `predictions`, or a list of readings of the same patients
-    preds_b,              # likewise, of the same patients; those not in both are passed over
-    n_boot:int=2000,      # bootstrap resamples
-    level:float=.95,      # of the intervals
-    seed:int=0,           # of the resamples
-)->pd.DataFrame:          # rows accuracy, macro_auc, macro_f1; columns a, b, difference (a − b), low, high, p (bootstrap; for the accuracy of single readings of independent patients McNemar's), n
+    preds_a,  # from `predictions`, or a list of readings of the same patients
+    preds_b,  # likewise, of the same patients; those not in both are passed over
+    n_boot: int = 2000,  # bootstrap resamples
+    level: float = 0.95,  # of the intervals
+    seed: int = 0,  # of the resamples
+) -> pd.DataFrame:  # rows accuracy, macro_auc, macro_f1; columns a, b, difference (a − b), low, high, p (bootstrap; for the accuracy of single readings of independent patients McNemar's), n
     "Paired difference between two readers of the same patients"
     (a, classes), (b, others) = checked_repeats(preds_a), checked_repeats(preds_b)
-    if set(classes) != set(others): raise ValueError(f'the two tables name different classes: {classes} and {others}')
+    if set(classes) != set(others):
+        raise ValueError(f'the two tables name different classes: {classes} and {others}')
     both = [p for p in a[0].index if p in b[0].index]
-    if not both: raise ValueError('the two tables have no labelled patient in common')
-    a, b = ([t.loc[both] for t in x] for x in (a,b))
+    if not both:
+        raise ValueError('the two tables have no labelled patient in common')
+    a, b = ([t.loc[both] for t in x] for x in (a, b))
     odd = (a[0].label != b[0].label).to_numpy()
-    if odd.any(): raise ValueError(f'patient {both[odd.argmax()]!r} is labelled {a[0].label.iloc[odd.argmax()]!r} in one table and {b[0].label.iloc[odd.argmax()]!r} in the other')
+    if odd.any():
+        raise ValueError(
+            f'patient {both[odd.argmax()]!r} is labelled {a[0].label.iloc[odd.argmax()]!r} in one table and {b[0].label.iloc[odd.argmax()]!r} in the other'
+        )
     W, k = resample_counts(a[0].group, n_boot, seed), a[0].group.nunique()
-    (ea, ra), (eb, rb) = ((_averaged([point_estimates(t, classes) for t in x]), _averaged([_resampled(t, classes, W) for t in x])) for x in (a,b))
+    (ea, ra), (eb, rb) = (
+        (
+            _averaged([point_estimates(t, classes) for t in x]),
+            _averaged([_resampled(t, classes, W) for t in x]),
+        )
+        for x in (a, b)
+    )
     # readers who agree on all k groups may still differ on a share of others: as much as k successes in k leave open
-    slack = (lambda: tuple(s*(1-wilson(k, k, level)[0]) for s in (-1,1))) if k>1 else (lambda: (np.nan, np.nan))
-    rows = {m: (ea[m], eb[m], ea[m]-eb[m], *percentile_interval(ra[m]-rb[m], level, slack), _bootstrap_p(ra[m]-rb[m], k), len(both)) for m in ea}
-    out = pd.DataFrame.from_dict(rows, orient='index', columns=['a','b','difference','low','high','p','n'])
+    slack = (
+        (lambda: tuple(s * (1 - wilson(k, k, level)[0]) for s in (-1, 1)))
+        if k > 1
+        else (lambda: (np.nan, np.nan))
+    )
+    rows = {
+        m: (
+            ea[m],
+            eb[m],
+            ea[m] - eb[m],
+            *percentile_interval(ra[m] - rb[m], level, slack),
+            _bootstrap_p(ra[m] - rb[m], k),
+            len(both),
+        )
+        for m in ea
+    }
+    out = pd.DataFrame.from_dict(
+        rows, orient='index', columns=['a', 'b', 'difference', 'low', 'high', 'p', 'n']
+    )
     # the coin tosses must be independent, which cases of one slide, or several readings of a patient, are not
-    if k==len(both) and len(a)==len(b)==1: out.loc['accuracy','p'] = _mcnemar(a[0].pred==a[0].label, b[0].pred==b[0].label)
+    if k == len(both) and len(a) == len(b) == 1:
+        out.loc['accuracy', 'p'] = _mcnemar(a[0].pred == a[0].label, b[0].pred == b[0].label)
     return out
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c055
 def _bootstrap_p(boots, k):
     "Two-sided p of a difference: twice the smaller share of resamples on one side of 0; none for fewer than ten groups"
     boots = boots[np.isfinite(boots)]
-    return min(1., 2*(1 + min((boots<=1e-12).sum(), (boots>=-1e-12).sum()))/(1 + len(boots))) if len(boots) and k >= 10 else np.nan
+    return (
+        min(1.0, 2 * (1 + min((boots <= 1e-12).sum(), (boots >= -1e-12).sum())) / (1 + len(boots)))
+        if len(boots) and k >= 10
+        else np.nan
+    )
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c056
 def percentile_interval(boots, level, edge):
     "The middle of the resampled differences; where none differs from another, `edge()` gives the interval instead"
     boots = boots[np.isfinite(boots)]
-    if not len(boots): return np.nan, np.nan
-    return tuple(np.quantile(boots, [(1-level)/2, (1+level)/2])) if np.ptp(boots) > 1e-12 else edge()
+    if not len(boots):
+        return np.nan, np.nan
+    return tuple(np.quantile(boots, [(1 - level) / 2, (1 + level) / 2])) if np.ptp(boots) > 1e-12 else edge()
 
 def _mcnemar(right_a, right_b):
     "Exact two-sided p that two readers are right equally often"
-    only_a, only_b = int((right_a&~right_b).sum()), int((~right_a&right_b).sum())
-    return binomtest(only_a, only_a+only_b).pvalue if only_a+only_b else 1.
+    only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
+    return binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c052
+# %% ../../nbs/evaluation/00_metrics.ipynb #c066
 def _log_likelihood(model, x, y):
     "Mean log probability of the true classes; a class that the fold did not teach has a small one"
-    p, col = model.predict_proba(x), {c:i for i,c in enumerate(model.classes_)}
-    return float(np.mean([np.log(max(p[i,col[c]] if c in col else 0, 1e-6)) for i,c in enumerate(y)]))
+    p, col = model.predict_proba(x), {c: i for i, c in enumerate(model.classes_)}
+    return float(np.mean([np.log(max(p[i, col[c]] if c in col else 0, 1e-6)) for i, c in enumerate(y)]))
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c067
 def logistic_baseline(
-    train_x,        # pooled features [n_train,D]; NaN where a modality is missing
-    train_y,        # class names [n_train]
-    test_x,         # pooled features [n_test,D]
-    classes,        # K class names, in the order of the result's columns
-    groups=None,    # group of each training patient, kept together when C is chosen; default: every patient is one
-    C=None,         # inverse strength of shrinkage; default: chosen from 1e-4 … 10 by cross-validation in the training patients
-    seed:int=0,     # of the folds
-)->np.ndarray:      # probabilities [n_test,K]; 0 for a class that has no training patient
+    train_x,  # pooled features [n_train,D]; NaN where a modality is missing
+    train_y,  # class names [n_train]
+    test_x,  # pooled features [n_test,D]
+    classes,  # K class names, in the order of the result's columns
+    groups=None,  # group of each training patient, kept together when C is chosen; default: every patient is one
+    C=None,  # inverse strength of shrinkage; default: chosen from 1e-4 … 10 by cross-validation in the training patients
+    seed: int = 0,  # of the folds
+) -> np.ndarray:  # probabilities [n_test,K]; 0 for a class that has no training patient
     "Logistic regression on frozen pooled features: the line to beat"
     x, t, y = np.asarray(train_x, float), np.asarray(test_x, float), np.asarray(train_y).astype(str)
-    if len(x) != len(y) or x.shape[1] != t.shape[1]: raise ValueError(f'features {x.shape} for {len(y)} training patients, {t.shape} for the test patients')
-    if np.isinf(x).any() or np.isinf(t).any(): raise ValueError('a feature is infinite; use NaN for a missing modality, and look at the encoder otherwise')
+    if len(x) != len(y) or x.shape[1] != t.shape[1]:
+        raise ValueError(
+            f'features {x.shape} for {len(y)} training patients, {t.shape} for the test patients'
+        )
+    if np.isinf(x).any() or np.isinf(t).any():
+        raise ValueError(
+            'a feature is infinite; use NaN for a missing modality, and look at the encoder otherwise'
+        )
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     n = pd.Series(groups).groupby(y).nunique()
-    if len(n) < 2 or set(n.index) - set(map(str,classes)): raise ValueError(f'training labels {sorted(n.index)}: at least two, and all of them among {list(classes)}')
+    if len(n) < 2 or set(n.index) - set(map(str, classes)):
+        raise ValueError(
+            f'training labels {sorted(n.index)}: at least two, and all of them among {list(classes)}'
+        )
     # a feature that no training patient has is filled with zeros, so its coefficient stays zero
-    model = make_pipeline(SimpleImputer(strategy='mean', keep_empty_features=True), StandardScaler(), LogisticRegression(max_iter=2000, C=1. if C is None else C))
+    model = make_pipeline(
+        SimpleImputer(strategy='mean', keep_empty_features=True),
+        StandardScaler(),
+        LogisticRegression(max_iter=2000, C=1.0 if C is None else C),
+    )
     if C is None and n.min() >= 2:
         folds = StratifiedGroupKFold(min(5, n.min()), shuffle=True, random_state=seed)
-        folds = [(a,b) for a,b in folds.split(x, y, groups) if len(set(y[a]))>1 and len(b)]
-        if folds: model = GridSearchCV(model, {'logisticregression__C':10.**np.arange(-4,2)}, scoring=_log_likelihood, cv=folds)
+        folds = [(a, b) for a, b in folds.split(x, y, groups) if len(set(y[a])) > 1 and len(b)]
+        if folds:
+            model = GridSearchCV(
+                model, {'logisticregression__C': 10.0 ** np.arange(-4, 2)}, scoring=_log_likelihood, cv=folds
+            )
     model.fit(x, y)
-    col = {c:i for i,c in enumerate(model.classes_)}
+    col = {c: i for i, c in enumerate(model.classes_)}
     p = model.predict_proba(t)
-    return np.stack([p[:,col[str(c)]] if str(c) in col else np.zeros(len(t)) for c in classes], 1)
+    return np.stack([p[:, col[str(c)]] if str(c) in col else np.zeros(len(t)) for c in classes], 1)
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c058
-def _plain(s): return str(s).replace('$', r'\$') # a dollar in a class name is no mathematics
+# %% ../../nbs/evaluation/00_metrics.ipynb #c073
+def _plain(s):
+    return str(s).replace('$', r'\$')  # a dollar in a class name is no mathematics
 
-def quiet_axes(ax, spines=('top','right')):
+def quiet_axes(ax, spines=('top', 'right')):
     ax.spines[list(spines)].set_visible(False)
     return ax
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c074
 def plot_confusion(
-    preds:pd.DataFrame, # from `predictions`
-    ax=None,            # axes to draw on
-):                      # the axes
+    preds: pd.DataFrame,  # from `predictions`
+    ax=None,  # axes to draw on
+):  # the axes
     "Confusion matrix: patients, and the share of their true class"
     df, classes = labelled_rows(preds)
     counts = confusion_matrix(df.label.astype(str), df.pred.astype(str), labels=classes)
-    share = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-    if ax is None: ax = plt.subplots(figsize=(1.6+.8*len(classes), 1.2+.75*len(classes)))[1]
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    if ax is None:
+        ax = plt.subplots(figsize=(1.6 + 0.8 * len(classes), 1.2 + 0.75 * len(classes)))[1]
     ax.imshow(share, cmap='Blues', vmin=0, vmax=1.15, aspect='auto')
-    for i,j in np.ndindex(*counts.shape):
-        text = f'{counts[i,j]}\n{share[i,j]:.0%}' if counts[i,j] and len(classes) < 6 else str(counts[i,j])
-        ax.text(j, i, text, ha='center', va='center', color='white' if share[i,j]>.6 else '#222' if counts[i,j] else '#999')
+    for i, j in np.ndindex(*counts.shape):
+        text = (
+            f'{counts[i, j]}\n{share[i, j]:.0%}' if counts[i, j] and len(classes) < 6 else str(counts[i, j])
+        )
+        ax.text(
+            j,
+            i,
+            text,
+            ha='center',
+            va='center',
+            color='white' if share[i, j] > 0.6 else '#222' if counts[i, j] else '#999',
+        )
     names = [_plain(c) for c in classes]
-    ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xticklabels=names, yticklabels=names, xlabel='predicted', ylabel='true')
+    ax.set(
+        xticks=range(len(classes)),
+        yticks=range(len(classes)),
+        xticklabels=names,
+        yticklabels=names,
+        xlabel='predicted',
+        ylabel='true',
+    )
     ax.tick_params(length=0)
-    if max(map(len, names))*len(names) > 40: plt.setp(ax.get_xticklabels(), rotation=35, ha='right', rotation_mode='anchor')
-    return quiet_axes(ax, ('top','right','left','bottom'))
+    if max(map(len, names)) * len(names) > 40:
+        plt.setp(ax.get_xticklabels(), rotation=35, ha='right', rotation_mode='anchor')
+    return quiet_axes(ax, ('top', 'right', 'left', 'bottom'))
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c060
+# %% ../../nbs/evaluation/00_metrics.ipynb #c076
 def plot_roc(
-    preds:pd.DataFrame, # from `predictions`
-    ax=None,            # axes to draw on
-):                      # the axes
+    preds: pd.DataFrame,  # from `predictions`
+    ax=None,  # axes to draw on
+):  # the axes
     "ROC curves: each class against the rest, and their mean"
     df, classes = labelled_rows(preds)
-    if ax is None: ax = plt.subplots(figsize=(4.2,4.2))[1]
-    ax.plot([0,1], [0,1], ls=':', color='#999', lw=1)
+    if ax is None:
+        ax = plt.subplots(figsize=(4.2, 4.2))[1]
+    ax.plot([0, 1], [0, 1], ls=':', color='#999', lw=1)
     grid, curves, aucs = np.linspace(0, 1, 201), [], []
-    for i,c in enumerate(classes):
-        y = (df.label==c).to_numpy()
-        if not 0 < y.sum() < len(y): continue                    # no curve without both sides
+    for i, c in enumerate(classes):
+        y = (df.label == c).to_numpy()
+        if not 0 < y.sum() < len(y):
+            continue  # no curve without both sides
         fpr, tpr, _ = roc_curve(y, df[f'p_{c}'])
         auc = _auc(y, df[f'p_{c}'])
-        ax.plot(fpr, tpr, color=OKABE_ITO[i%8], lw=1.6, label=f'{_plain(c)}  {auc:.3f}')
-        curves.append(np.interp(grid, fpr, tpr)); aucs.append(auc)
-    if len(aucs) > 2: ax.plot(np.r_[0,grid], np.r_[0,np.mean(curves,0)], color='k', lw=1.6, ls='--', label=f'mean  {np.mean(aucs):.3f}')
+        ax.plot(fpr, tpr, color=OKABE_ITO[i % 8], lw=1.6, label=f'{_plain(c)}  {auc:.3f}')
+        curves.append(np.interp(grid, fpr, tpr))
+        aucs.append(auc)
+    if len(aucs) > 2:
+        ax.plot(
+            np.r_[0, grid],
+            np.r_[0, np.mean(curves, 0)],
+            color='k',
+            lw=1.6,
+            ls='--',
+            label=f'mean  {np.mean(aucs):.3f}',
+        )
     # many classes or long names need a place beside the curves
-    beside = dict(loc='center left', bbox_to_anchor=(1.02,.5)) if len(classes) > 5 or max(map(len, classes)) > 12 else dict(loc='lower right')
-    if aucs: ax.legend(frameon=False, title='class against rest, AUC', **beside)
-    else: ax.text(.5, .5, 'one class only:\nno ROC curve', ha='center', va='center', color='#666')
-    ax.set(xlim=(-.02,1.02), ylim=(-.02,1.02), aspect='equal', xlabel='1 − specificity', ylabel='sensitivity')
+    beside = (
+        dict(loc='center left', bbox_to_anchor=(1.02, 0.5))
+        if len(classes) > 5 or max(map(len, classes)) > 12
+        else dict(loc='lower right')
+    )
+    if aucs:
+        ax.legend(frameon=False, title='class against rest, AUC', **beside)
+    else:
+        ax.text(0.5, 0.5, 'one class only:\nno ROC curve', ha='center', va='center', color='#666')
+    ax.set(
+        xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect='equal', xlabel='1 − specificity', ylabel='sensitivity'
+    )
     return quiet_axes(ax)
 
-# %% ../../nbs/evaluation/00_metrics.ipynb #c063
+# %% ../../nbs/evaluation/00_metrics.ipynb #c079
 # fusion black, then a colour for each modality
 def _curve(ax, history, column, **kwargs):
     "One column against the epoch, if it is there and holds anything"
-    if column not in history.columns: return
+    if column not in history.columns:
+        return
     v = pd.to_numeric(history[column], errors='coerce')
-    if v.notna().any(): ax.plot(history['epoch'] if 'epoch' in history.columns else range(len(v)), v, marker='o' if len(v)<3 else None, ms=4, **kwargs)
+    if v.notna().any():
+        ax.plot(
+            history['epoch'] if 'epoch' in history.columns else range(len(v)),
+            v,
+            marker='o' if len(v) < 3 else None,
+            ms=4,
+            **kwargs,
+        )
 
+# %% ../../nbs/evaluation/00_metrics.ipynb #c080
 def plot_history(
-    history:pd.DataFrame, # one row an epoch: epoch, train_loss, valid_loss, loss_fusion, loss_om, …, accuracy, acc_om, …; any may be missing
-    axs=None,             # two axes to draw on
-):                        # the figure
+    history: pd.DataFrame,  # one row an epoch: epoch, train_loss, valid_loss, loss_fusion, loss_om, …, accuracy, acc_om, …; any may be missing
+    axs=None,  # two axes to draw on
+):  # the figure
     "Learning curves: losses with every term, accuracies with every branch"
-    if axs is None: axs = plt.subplots(1, 2, figsize=(9,3.4), layout='constrained')[1]
+    if axs is None:
+        axs = plt.subplots(1, 2, figsize=(9, 3.4), layout='constrained')[1]
     loss, acc = axs
     _curve(loss, history, 'train_loss', color='#777777', lw=2, ls='--', label='training, total')
     _curve(loss, history, 'valid_loss', color='#777777', lw=2, label='validation, total')
-    for k,colour in OUTPUT_COLOURS.items():
-        name = k if k=='fusion' else k.upper()
+    for k, colour in OUTPUT_COLOURS.items():
+        name = k if k == 'fusion' else k.upper()
         _curve(loss, history, f'loss_{k}', color=colour, lw=1.3, label=name)
-        _curve(acc, history, 'accuracy' if k=='fusion' else f'acc_{k}', color=colour, lw=2 if k=='fusion' else 1.3, label=name)
-    loss.set(xlabel='epoch', ylabel='loss'); loss.set_ylim(bottom=0)
-    acc.set(xlabel='epoch', ylabel='accuracy, validation', ylim=(0,1.02))
+        _curve(
+            acc,
+            history,
+            'accuracy' if k == 'fusion' else f'acc_{k}',
+            color=colour,
+            lw=2 if k == 'fusion' else 1.3,
+            label=name,
+        )
+    loss.set(xlabel='epoch', ylabel='loss')
+    loss.set_ylim(bottom=0)
+    acc.set(xlabel='epoch', ylabel='accuracy, validation', ylim=(0, 1.02))
     for ax in axs:
         ax.xaxis.get_major_locator().set_params(integer=True)
-        if ax.lines: quiet_axes(ax).legend(frameon=False, fontsize='small', loc='upper right' if ax is loss else 'lower right')
-        else: quiet_axes(ax).text(.5, .5, 'not recorded', ha='center', va='center', color='#666', transform=ax.transAxes)
+        if ax.lines:
+            quiet_axes(ax).legend(
+                frameon=False, fontsize='small', loc='upper right' if ax is loss else 'lower right'
+            )
+        else:
+            quiet_axes(ax).text(
+                0.5, 0.5, 'not recorded', ha='center', va='center', color='#666', transform=ax.transAxes
+            )
     return loss.figure

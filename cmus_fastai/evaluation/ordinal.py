@@ -15,8 +15,15 @@ from pathlib import Path
 from torch import nn, Tensor
 from ..data.cohort import Cohort
 from cmus_fastai.evaluation.metrics import (
-    EvaluationWarning, plot_confusion, resample_counts, wilson, labelled_rows, evaluation_notes,
-    score_interval, normal_quantile,
+    EvaluationWarning,
+    evaluate,
+    plot_confusion,
+    resample_counts,
+    wilson,
+    labelled_rows,
+    evaluation_notes,
+    score_interval,
+    normal_quantile,
 )
 from ..core import OKABE_ITO
 from ..data.phantom import Difficulty, STAGES, appearance_table
@@ -25,60 +32,75 @@ from ..training.predictions import predictions
 
 # %% ../../nbs/evaluation/02_ordinal.ipynb #c009
 def agreement(
-    C, # Counts or chances, rows the true stage and columns the reading, [...,K,K]
-)->dict: # accuracy, kappa (quadratic-weighted; NaN where all patients are read and staged alike), mae, within_one, each [...]
+    C,  # Counts or chances, rows the true stage and columns the reading, [...,K,K]
+) -> dict:  # accuracy, kappa (quadratic-weighted; NaN where all patients are read and staged alike), mae, within_one, each [...]
     "How well readings agree with the stages, from confusion matrices."
     C = np.asarray(C, float)
     off = np.abs(np.subtract.outer(np.arange(C.shape[-1]), np.arange(C.shape[-1])))
-    n, mean = C.sum((-1,-2)), lambda w: (C*w).sum((-1,-2))/C.sum((-1,-2))
-    chance = (off**2*C.sum(-1)[...,:,None]*C.sum(-2)[...,None,:]).sum((-1,-2))/n**2
-    kappa = 1 - mean(off**2)/np.where(chance > 0, chance, np.nan)
-    return dict(accuracy=mean(off==0), kappa=kappa, mae=mean(off), within_one=mean(off<=1))
+    n, mean = C.sum((-1, -2)), lambda w: (C * w).sum((-1, -2)) / C.sum((-1, -2))
+    chance = (off**2 * C.sum(-1)[..., :, None] * C.sum(-2)[..., None, :]).sum((-1, -2)) / n**2
+    kappa = 1 - mean(off**2) / np.where(chance > 0, chance, np.nan)
+    return dict(accuracy=mean(off == 0), kappa=kappa, mae=mean(off), within_one=mean(off <= 1))
 
 # %% ../../nbs/evaluation/02_ordinal.ipynb #c014
 def decide(
-    joint,               # Chance of stage k together with evidence x, [K,m]; or the probabilities [m,K] of m patients, transposed
-    goal:str='accuracy', # 'accuracy', 'kappa' or 'mae'
-)->np.ndarray: # Stage number for each piece of evidence, [m]
+    joint,  # Chance of stage k together with evidence x, [K,m]; or the probabilities [m,K] of m patients, transposed
+    goal: str = 'accuracy',  # 'accuracy', 'kappa' or 'mae'
+) -> np.ndarray:  # Stage number for each piece of evidence, [m]
     "The reading that serves a goal best."
-    if goal not in ('accuracy', 'kappa', 'mae'): raise ValueError(f"goal={goal!r}: choose 'accuracy', 'kappa' or 'mae'")
+    if goal not in ('accuracy', 'kappa', 'mae'):
+        raise ValueError(f"goal={goal!r}: choose 'accuracy', 'kappa' or 'mae'")
     joint = np.asarray(joint, float)
     off = np.abs(np.subtract.outer(np.arange(len(joint)), np.arange(len(joint))))
-    if goal == 'accuracy' or (joint.sum(1) > 0).sum() < 2: return joint.argmax(0)       # with one stage only there is nothing else to choose
-    if goal == 'mae': return (off@joint).argmin(0)
-    miss, chance = off**2@joint, np.outer(off**2@joint.sum(1)/joint.sum(), joint.sum(0))
+    if goal == 'accuracy' or (joint.sum(1) > 0).sum() < 2:
+        return joint.argmax(0)  # with one stage only there is nothing else to choose
+    if goal == 'mae':
+        return (off @ joint).argmin(0)
+    miss, chance = off**2 @ joint, np.outer(off**2 @ joint.sum(1) / joint.sum(), joint.sum(0))
     pick, d = (lambda a, d: np.take_along_axis(a, d[None], 0).sum()), joint.argmax(0)
     while True:
-        ratio = pick(miss, d)/pick(chance, d)                                           # one minus kappa, smaller in every round
-        new = (miss - ratio*chance).argmin(0)
-        if pick(miss - ratio*chance, new) > -1e-12*joint.sum(): return d
+        ratio = pick(miss, d) / pick(chance, d)  # one minus kappa, smaller in every round
+        new = (miss - ratio * chance).argmin(0)
+        if pick(miss - ratio * chance, new) > -1e-12 * joint.sum():
+            return d
         d = new
 
 # %% ../../nbs/evaluation/02_ordinal.ipynb #c020
 def stage_limits(
-    modalities=MODALITIES,              # Those to choose from, any of 'OM', 'IM', 'TEM'
-    difficulty:Difficulty=Difficulty(), # Of the phantom
-)->pd.DataFrame: # One row for every set of modalities; columns accuracy, kappa, mae: each the best possible, by a reading of its own
+    modalities=MODALITIES,  # Those to choose from, any of 'OM', 'IM', 'TEM'
+    difficulty: Difficulty = Difficulty(),  # Of the phantom
+) -> pd.DataFrame:  # One row for every set of modalities; columns accuracy, kappa, mae: each the best possible, by a reading of its own
     "The best possible staging of the phantom's MN cases, by enumeration over all combinations of looks."
-    tables = {m: appearance_table(m, difficulty).loc[[f'MN-{s}' for s in STAGES]].to_numpy() for m in modalities}
+    tables = {
+        m: appearance_table(m, difficulty).loc[[f'MN-{s}' for s in STAGES]].to_numpy() for m in modalities
+    }
     rows = {}
-    for seen in chain.from_iterable(combinations(modalities, n) for n in range(1, len(modalities)+1)):
-        joint = np.full((len(STAGES), 1), 1/len(STAGES))
-        for m in seen: joint = (joint[:,:,None]*tables[m][:,None,:]).reshape(len(STAGES), -1)
-        rows[' + '.join(seen)] = {g: float(agreement(joint@np.eye(len(STAGES))[decide(joint, g)])[g]) for g in ('accuracy', 'kappa', 'mae')}
+    for seen in chain.from_iterable(combinations(modalities, n) for n in range(1, len(modalities) + 1)):
+        joint = np.full((len(STAGES), 1), 1 / len(STAGES))
+        for m in seen:
+            joint = (joint[:, :, None] * tables[m][:, None, :]).reshape(len(STAGES), -1)
+        rows[' + '.join(seen)] = {
+            g: float(agreement(joint @ np.eye(len(STAGES))[decide(joint, g)])[g])
+            for g in ('accuracy', 'kappa', 'mae')
+        }
     return pd.DataFrame.from_dict(rows, orient='index')
 
 # %% ../../nbs/evaluation/02_ordinal.ipynb #c026
 def stage_cohort(
-    path,     # Folder made by `make_phantom`
-    **kwargs, # For `Cohort.from_table`, e.g. `check='fast'`
-)->Cohort: # Its MN patients; the labels are the stages I to IV, in this order
+    path,  # Folder made by `make_phantom`
+    **kwargs,  # For `Cohort.from_table`, e.g. `check='fast'`
+) -> Cohort:  # Its MN patients; the labels are the stages I to IV, in this order
     "The MN patients of a phantom, labelled by stage."
     path = Path(path).expanduser()
-    if not (path/'manifest.csv').is_file(): raise FileNotFoundError(f"{path} has no manifest.csv, so it is no phantom. Make one with make_phantom; for data of your own use Cohort.from_table with the stage as label.")
-    df = pd.read_csv(path/'manifest.csv', dtype=str, keep_default_na=False)
-    df = df[df.label=='MN'].assign(label=lambda d: d.stage)
-    cohort = Cohort.from_table(df[['patient','label','modality','path']], root=path, classes=STAGES, **kwargs)
+    if not (path / 'manifest.csv').is_file():
+        raise FileNotFoundError(
+            f"{path} has no manifest.csv, so it is no phantom. Make one with make_phantom; for data of your own use Cohort.from_table with the stage as label."
+        )
+    df = pd.read_csv(path / 'manifest.csv', dtype=str, keep_default_na=False)
+    df = df[df.label == 'MN'].assign(label=lambda d: d.stage)
+    cohort = Cohort.from_table(
+        df[['patient', 'label', 'modality', 'path']], root=path, classes=STAGES, **kwargs
+    )
     cohort.name = f'{path.name}, stages of MN'
     return cohort
 
@@ -87,70 +109,119 @@ def _stages(preds, classes):
     "Checked rows with a label, with their stage numbers; the classes must be all of the table's, in order"
     df, known = labelled_rows(preds)
     classes = known if classes is None else [str(c) for c in classes]
-    if sorted(classes) != sorted(known): raise ValueError(f'classes {classes}: give all of {known}, each once, from the lowest stage to the highest')
+    if sorted(classes) != sorted(known):
+        raise ValueError(
+            f'classes {classes}: give all of {known}, each once, from the lowest stage to the highest'
+        )
     return df, classes, *(pd.Categorical(df[c], classes).codes.astype(int) for c in ('label', 'pred'))
 
+# %% ../../nbs/evaluation/02_ordinal.ipynb #c031
 def _kappa_interval(kappa, boots, k, n, level, edge):
     "Interval of a kappa on the scale of its inverse hyperbolic tangent; for a perfect one it reaches down to `edge`"
     s = np.nanstd(boots) if np.isfinite(boots).any() else np.nan
-    if k < 2 or not np.isfinite(kappa + s): return np.nan, np.nan
-    if kappa > 1-1e-12: return edge, 1.
-    return tuple(float(np.tanh(np.arctanh(kappa) + sign*normal_quantile(level, k, n)*s/(1-kappa**2))) for sign in (-1,1)) if s > 1e-12 else (np.nan, np.nan)
+    if k < 2 or not np.isfinite(kappa + s):
+        return np.nan, np.nan
+    if kappa > 1 - 1e-12:
+        return edge, 1.0
+    return (
+        tuple(
+            float(np.tanh(np.arctanh(kappa) + sign * normal_quantile(level, k, n) * s / (1 - kappa**2)))
+            for sign in (-1, 1)
+        )
+        if s > 1e-12
+        else (np.nan, np.nan)
+    )
 
-# %% ../../nbs/evaluation/02_ordinal.ipynb #c031
+# %% ../../nbs/evaluation/02_ordinal.ipynb #c032
 def stage_metrics(
-    preds:pd.DataFrame, # From `predictions`; patients without a label are passed over
-    classes=None,       # All stages, from the lowest to the highest; default: in the order of the probability columns
-    n_boot:int=2000,    # Bootstrap resamples
-    level:float=.95,    # Of the intervals
-    seed:int=0,         # Of the resamples
-)->pd.DataFrame:        # Rows accuracy, kappa, mae, within_one; columns estimate, low, high, n; `.attrs['notes']` holds remarks
+    preds: pd.DataFrame,  # From `predictions`; patients without a label are passed over
+    classes=None,  # All stages, from the lowest to the highest; default: in the order of the probability columns
+    n_boot: int = 2000,  # Bootstrap resamples
+    level: float = 0.95,  # Of the intervals
+    seed: int = 0,  # Of the resamples
+) -> (
+    pd.DataFrame
+):  # Rows accuracy, kappa, mae, within_one; columns estimate, low, high, n; `.attrs['notes']` holds remarks
     "Accuracy, quadratic-weighted kappa, mean absolute stage error and share within one stage, with bootstrap intervals over groups."
     df, classes, y, yhat = _stages(preds, classes)
     K, n, k = len(classes), len(df), df.group.nunique()
-    cells = np.eye(K*K)[y*K + yhat]
-    est, boots = agreement(cells.sum(0).reshape(K,K)), agreement((resample_counts(df.group, n_boot, seed)@cells).reshape(-1,K,K))
-    ci = {m: score_interval(est[m], boots[m], k, n, level) for m in ('accuracy','within_one')}
-    q, apart = 1 - wilson(k, k, level)[0], 2*np.var(y)
-    ci['mae'] = (0., q) if est['mae']==0 and k > 1 else tuple((K-1)*b for b in score_interval(est['mae']/(K-1), boots['mae']/(K-1), k, n, level))
-    ci['kappa'] = _kappa_interval(est['kappa'], boots['kappa'], k, n, level, 1 - q/apart if apart else np.nan)
-    out = pd.DataFrame.from_dict({m: (float(e), *ci[m], n) for m,e in est.items()}, orient='index', columns=['estimate','low','high','n'])
+    cells = np.eye(K * K)[y * K + yhat]
+    est, boots = (
+        agreement(cells.sum(0).reshape(K, K)),
+        agreement((resample_counts(df.group, n_boot, seed) @ cells).reshape(-1, K, K)),
+    )
+    ci = {m: score_interval(est[m], boots[m], k, n, level) for m in ('accuracy', 'within_one')}
+    q, apart = 1 - wilson(k, k, level)[0], 2 * np.var(y)
+    ci['mae'] = (
+        (0.0, q)
+        if est['mae'] == 0 and k > 1
+        else tuple(
+            (K - 1) * b for b in score_interval(est['mae'] / (K - 1), boots['mae'] / (K - 1), k, n, level)
+        )
+    )
+    ci['kappa'] = _kappa_interval(
+        est['kappa'], boots['kappa'], k, n, level, 1 - q / apart if apart else np.nan
+    )
+    out = pd.DataFrame.from_dict(
+        {m: (float(e), *ci[m], n) for m, e in est.items()},
+        orient='index',
+        columns=['estimate', 'low', 'high', 'n'],
+    )
     out.attrs['notes'] = _stage_notes(df, classes, est)
-    for note in out.attrs['notes']: warnings.warn(note, EvaluationWarning, stacklevel=2)
+    for note in out.attrs['notes']:
+        warnings.warn(note, EvaluationWarning, stacklevel=2)
     return out
 
+# %% ../../nbs/evaluation/02_ordinal.ipynb #c033
 def _stage_notes(df, classes, est):
     "What a reader of the figures must know"
-    gone, k = [c for c in classes if not (df.label==c).any()], df.group.nunique()
+    gone, k = [c for c in classes if not (df.label == c).any()], df.group.nunique()
     out = [f'stage {", ".join(gone)} has no patient in the test data'] if gone else []
-    if np.isnan(est['kappa']): out.append('all patients are of one stage and are read as that stage: a kappa does not exist')
-    if k < min(len(df), 20): out.append(f'{len(df)} patients in only {k} groups: the intervals rest on {k} independent pieces and are rather too narrow')
+    if np.isnan(est['kappa']):
+        out.append('all patients are of one stage and are read as that stage: a kappa does not exist')
+    if k < min(len(df), 20):
+        out.append(
+            f'{len(df)} patients in only {k} groups: the intervals rest on {k} independent pieces and are rather too narrow'
+        )
     return out
 
-# %% ../../nbs/evaluation/02_ordinal.ipynb #c040
+# %% ../../nbs/evaluation/02_ordinal.ipynb #c042
 def read_for(
-    preds:pd.DataFrame, # From `predictions`
-    goal:str,           # 'accuracy', 'kappa' or 'mae', see `decide`
-    classes=None,       # All stages, from the lowest to the highest; default: in the order of the probability columns
-)->pd.DataFrame:        # The labelled rows with `pred` chosen for the goal
+    preds: pd.DataFrame,  # From `predictions`
+    goal: str,  # 'accuracy', 'kappa' or 'mae', see `decide`
+    classes=None,  # All stages, from the lowest to the highest; default: in the order of the probability columns
+) -> pd.DataFrame:  # The labelled rows with `pred` chosen for the goal
     "Predictions with the stages that serve a goal best, as far as their probabilities are right."
     df, classes, *_ = _stages(preds, classes)
     number = decide(df[[f'p_{c}' for c in classes]].to_numpy().T, goal)
     return df.assign(pred=pd.Series([classes[k] for k in number], index=df.index, dtype=object))
 
-# %% ../../nbs/evaluation/02_ordinal.ipynb #c044
+# %% ../../nbs/evaluation/02_ordinal.ipynb #c046
 def plot_stages(
-    preds:pd.DataFrame, # From `predictions`
-    classes=None,       # All stages, from the lowest to the highest; default: in the order of the probability columns
-    ax=None,            # Axes to draw on
-):                      # The axes
+    preds: pd.DataFrame,  # From `predictions`
+    classes=None,  # All stages, from the lowest to the highest; default: in the order of the probability columns
+    ax=None,  # Axes to draw on
+):  # The axes
     "Confusion matrix in the order of the stages, with a frame around the errors by one stage."
     df, classes, y, yhat = _stages(preds, classes)
     K = len(classes)
-    ax = plot_confusion(df[[*(c for c in df if not str(c).startswith('p_')), *(f'p_{c}' for c in classes)]], ax)
-    edges, top, bottom = np.arange(K+1)-.5, np.maximum(np.arange(K)-1, 0)-.5, np.minimum(np.arange(K)+1, K-1)+.5
+    ax = plot_confusion(
+        df[[*(c for c in df if not str(c).startswith('p_')), *(f'p_{c}' for c in classes)]], ax
+    )
+    edges, top, bottom = (
+        np.arange(K + 1) - 0.5,
+        np.maximum(np.arange(K) - 1, 0) - 0.5,
+        np.minimum(np.arange(K) + 1, K - 1) + 0.5,
+    )
     x = np.repeat(edges, 2)[1:-1]
-    ax.fill(np.r_[x, x[::-1]], np.r_[np.repeat(top, 2), np.repeat(bottom, 2)[::-1]], fill=False, ec=OKABE_ITO[1], lw=1.6, clip_on=False)
-    got = agreement(np.bincount(y*K + yhat, minlength=K*K).reshape(K,K))
+    ax.fill(
+        np.r_[x, x[::-1]],
+        np.r_[np.repeat(top, 2), np.repeat(bottom, 2)[::-1]],
+        fill=False,
+        ec=OKABE_ITO[1],
+        lw=1.6,
+        clip_on=False,
+    )
+    got = agreement(np.bincount(y * K + yhat, minlength=K * K).reshape(K, K))
     ax.set_title(f"kappa {got['kappa']:.2f}, off by {got['mae']:.2f} stages on average", fontsize='medium')
     return ax

@@ -18,127 +18,202 @@ from ..data.cohort import Cohort, Problems, audit_leak
 from ..core import count_noun
 from ..core import OUTPUT_COLOURS
 from cmus_fastai.evaluation.metrics import (
-    compare, evaluate, per_class, plot_confusion, plot_history, plot_roc,
+    compare,
+    evaluate,
+    per_class,
+    plot_confusion,
+    plot_history,
+    plot_roc,
 )
 from ..training.predictions import classes_of, check_predictions
 
 # %% ../../nbs/evaluation/03_report.ipynb #c010
 def esc(
-    x,      # anything that came from data
-)->str:     # its text, safe between tags and inside quoted attributes
+    x,  # anything that came from data
+) -> str:  # its text, safe between tags and inside quoted attributes
     "Escape text for HTML"
     # a lone surrogate, from a file name that is no UTF-8, could not be written at all
     return html.escape(str(x).encode('utf-8', 'replace').decode('utf-8'), quote=True)
 
-def _num(x, digits=3): return '–' if x is None or not np.isfinite(x) else f'{x:.{digits}f}'.replace('-', '−')
+def _num(x, digits=3):
+    return '–' if x is None or not np.isfinite(x) else f'{x:.{digits}f}'.replace('-', '−')
 
-def _signed(x, digits=3): return _num(x, digits) if x is None or not x > 0 else '+' + _num(x, digits)
+def _signed(x, digits=3):
+    return _num(x, digits) if x is None or not x > 0 else '+' + _num(x, digits)
 
-def _range(low, high, fmt=_num): return '' if not np.isfinite(low) else f'{fmt(low)} to {fmt(high)}'
+def _range(low, high, fmt=_num):
+    return '' if not np.isfinite(low) else f'{fmt(low)} to {fmt(high)}'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c011
 def _with_ci(estimate, low, high, fmt=_num):
     "A figure with its interval in small print below"
     return f'{fmt(estimate)}<small>{_range(low, high, fmt)}</small>'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c012
 def _table(
-    head,          # texts of the header cells
-    rows,          # lists of cells that are HTML already; a string instead of a list is a subheading
-    css:str='',    # class of the table
+    head,  # texts of the header cells
+    rows,  # lists of cells that are HTML already; a string instead of a list is a subheading
+    css: str = '',  # class of the table
 ):
-    cells = lambda tag,r: ''.join(f'<{tag}{" scope=col" if tag=="th" else ""}>{c}</{tag}>' for c in r)
-    line = lambda r: f'<tr class=sub><th colspan={len(head)} scope=rowgroup>{r}</th></tr>' if isinstance(r, str) else f'<tr><th scope=row>{r[0]}</th>{cells("td", r[1:])}</tr>'
+    cells = lambda tag, r: ''.join(f'<{tag}{" scope=col" if tag == "th" else ""}>{c}</{tag}>' for c in r)
+    line = lambda r: (
+        f'<tr class=sub><th colspan={len(head)} scope=rowgroup>{r}</th></tr>'
+        if isinstance(r, str)
+        else f'<tr><th scope=row>{r[0]}</th>{cells("td", r[1:])}</tr>'
+    )
     return f'<div class=scroll><table class="{css}"><thead><tr>{cells("th", map(esc, head))}</tr></thead><tbody>{"".join(map(line, rows))}</tbody></table></div>'
 
-# %% ../../nbs/evaluation/03_report.ipynb #c014
+# %% ../../nbs/evaluation/03_report.ipynb #c016
 def svg_figure(
-    draw,          # function that draws on a matplotlib `Figure`
-    size:tuple,    # width and height, inches
-    alt:str,       # what the figure shows, for those who do not see it
-    name:str,      # unique in the page
-)->str:            # HTML
+    draw,  # function that draws on a matplotlib `Figure`
+    size: tuple,  # width and height, inches
+    alt: str,  # what the figure shows, for those who do not see it
+    name: str,  # unique in the page
+) -> str:  # HTML
     "A matplotlib figure as inline SVG"
-    style = {'svg.fonttype':'none', 'svg.hashsalt':name, 'font.size':10, 'axes.edgecolor':'#555', 'axes.linewidth':.8, 'figure.facecolor':'none', 'axes.facecolor':'none'}
+    style = {
+        'svg.fonttype': 'none',
+        'svg.hashsalt': name,
+        'font.size': 10,
+        'axes.edgecolor': '#555',
+        'axes.linewidth': 0.8,
+        'figure.facecolor': 'none',
+        'axes.facecolor': 'none',
+    }
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='Glyph')                    # letters are drawn by the browser, whose fonts know them
+        warnings.filterwarnings(
+            'ignore', message='Glyph'
+        )  # letters are drawn by the browser, whose fonts know them
         fig, f = Figure(figsize=size, layout='constrained'), io.StringIO()
         draw(fig)
-        fig.savefig(f, format='svg', metadata={'Date':None})
+        fig.savefig(f, format='svg', metadata={'Date': None})
     s = f.getvalue()
     # inside HTML an SVG needs no prologue, no metadata and no namespaces; ids must be unique in the page
-    s = re.sub(r'<metadata>.*?</metadata>|<!--.*?-->|\s+xmlns(:\w+)?="[^"]*"', '', s[s.index('<svg'):], flags=re.S)
+    s = re.sub(
+        r'<metadata>.*?</metadata>|<!--.*?-->|\s+xmlns(:\w+)?="[^"]*"', '', s[s.index('<svg') :], flags=re.S
+    )
     s = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', s)
-    s = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{esc(alt)}" viewBox="\1" style="max-width:{96*size[0]:.0f}px">', s, count=1)
+    s = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>',
+        rf'<svg role="img" aria-label="{esc(alt)}" viewBox="\1" style="max-width:{96 * size[0]:.0f}px">',
+        s,
+        count=1,
+    )
     return f'<figure>{s}</figure>'
 
-# %% ../../nbs/evaluation/03_report.ipynb #c017
+# %% ../../nbs/evaluation/03_report.ipynb #c019
 def thumbnail(
-    image,        # uint8 [H,W], [H,W,3] or [H,W,4]
-    alt:str,      # what it shows
-    side:int=160, # longest side, px
-)->str:           # HTML
+    image,  # uint8 [H,W], [H,W,3] or [H,W,4]
+    alt: str,  # what it shows
+    side: int = 160,  # longest side, px
+) -> str:  # HTML
     "A micrograph as a small JPEG inside the page"
     a = np.asarray(image)
-    if a.dtype != np.uint8 or a.ndim not in (2,3) or (a.ndim==3 and a.shape[2] not in (1,3,4)):
-        raise ValueError(f'{alt}: an image must be uint8 [H,W], [H,W,3] or [H,W,4], not {a.dtype} {list(a.shape)}')
-    im, f = Image.fromarray(a[...,0] if a.ndim==3 and a.shape[2]==1 else a), io.BytesIO()
-    im = im if im.mode=='L' else im.convert('RGB')
-    im.thumbnail((side,side), Image.LANCZOS)
+    if a.dtype != np.uint8 or a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            f'{alt}: an image must be uint8 [H,W], [H,W,3] or [H,W,4], not {a.dtype} {list(a.shape)}'
+        )
+    im, f = Image.fromarray(a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a), io.BytesIO()
+    im = im if im.mode == 'L' else im.convert('RGB')
+    im.thumbnail((side, side), Image.LANCZOS)
     im.save(f, 'JPEG', quality=82, optimize=True)
     return f'<img alt="{esc(alt)}" width={im.width} height={im.height} src="data:image/jpeg;base64,{base64.b64encode(f.getvalue()).decode()}">'
 
-# %% ../../nbs/evaluation/03_report.ipynb #c021
-METRICS = {'accuracy':'Accuracy', 'macro_auc':'Macro AUC', 'macro_f1':'Macro F1'}
+# %% ../../nbs/evaluation/03_report.ipynb #c023
+METRICS = {'accuracy': 'Accuracy', 'macro_auc': 'Macro AUC', 'macro_f1': 'Macro F1'}
 "The three headline figures and their names"
 
+# %% ../../nbs/evaluation/03_report.ipynb #c024
 def _ruler(s, line, best, floor):
     "Dot, interval, and marks on a scale from chance to 1"
-    at = lambda v: f'{100*min(max((v-floor)/(1-floor), 0), 1):.1f}%'
+    at = lambda v: f'{100 * min(max((v - floor) / (1 - floor), 0), 1):.1f}%'
     ok = np.isfinite
-    mark = lambda v,css: f'<i class={css} style="left:{at(v)}"></i>' if v is not None and ok(v) else ''
-    band = f'<i class=band style="left:{at(s.low)};width:calc({at(s.high)} - {at(s.low)})"></i>' if ok(s.low) else ''
-    return f'<div class=ruler aria-hidden=true>{band}{mark(line,"beat")}{mark(best,"best")}{mark(s.estimate,"dot")}</div><div class=ends><span>{_num(floor,2)} chance</span><span>1</span></div>'
+    mark = lambda v, css: f'<i class={css} style="left:{at(v)}"></i>' if v is not None and ok(v) else ''
+    band = (
+        f'<i class=band style="left:{at(s.low)};width:calc({at(s.high)} - {at(s.low)})"></i>'
+        if ok(s.low)
+        else ''
+    )
+    return f'<div class=ruler aria-hidden=true>{band}{mark(line, "beat")}{mark(best, "best")}{mark(s.estimate, "dot")}</div><div class=ends><span>{_num(floor, 2)} chance</span><span>1</span></div>'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c025
 def _best(bayes, *modalities):
     "The best possible accuracy for these modalities, however the key is spelt"
-    keys = {frozenset(re.split(r'[^A-Za-z]+', k) if isinstance(k, str) else k): v for k,v in (bayes or {}).items()}
+    keys = {
+        frozenset(re.split(r'[^A-Za-z]+', k) if isinstance(k, str) else k): v
+        for k, v in (bayes or {}).items()
+    }
     return keys.get(frozenset(modalities))
 
+# %% ../../nbs/evaluation/03_report.ipynb #c026
 def _verdict(diff):
     "What the paired interval allows one to say"
-    d, n = diff.loc['accuracy'], int(diff.loc['accuracy','n'])
-    p = f'; exact McNemar p = {_num(d.p)}' if np.isfinite(d.p) and d.p >= .001 else '; exact McNemar p &lt; 0.001' if np.isfinite(d.p) else ''
-    said = f'accuracy {_signed(d.difference)}, interval {_range(d.low, d.high, _signed) or "not available"}{p}'
-    if d.low > 0: return f'The network is <b>better than the line to beat</b> ({said}).'
-    if d.high < 0: return f'The network is <b>worse than the line to beat</b> ({said}): use logistic regression.'
+    d, n = diff.loc['accuracy'], int(diff.loc['accuracy', 'n'])
+    p = (
+        f'; exact McNemar p = {_num(d.p)}'
+        if np.isfinite(d.p) and d.p >= 0.001
+        else '; exact McNemar p &lt; 0.001'
+        if np.isfinite(d.p)
+        else ''
+    )
+    said = (
+        f'accuracy {_signed(d.difference)}, interval {_range(d.low, d.high, _signed) or "not available"}{p}'
+    )
+    if d.low > 0:
+        return f'The network is <b>better than the line to beat</b> ({said}).'
+    if d.high < 0:
+        return f'The network is <b>worse than the line to beat</b> ({said}): use logistic regression.'
     return f'These {n} patients <b>cannot tell the network from the line to beat</b> ({said}).'
 
-# %% ../../nbs/evaluation/03_report.ipynb #c022
+# %% ../../nbs/evaluation/03_report.ipynb #c027
 LINE = 'logistic regression on frozen pooled features'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c028
 def _headline(preds, scores, baseline, bayes):
     "The three figures, the line to beat and the best possible"
     k = preds.label.nunique()
     line = None if baseline is None else compare(preds, baseline)
-    best = _best(bayes, 'OM','IM','TEM')
+    best = _best(bayes, 'OM', 'IM', 'TEM')
     cards = []
-    for m,name in METRICS.items():
-        s, floor = scores.loc[m], .5 if m=='macro_auc' else 1/max(k,2)
-        b = None if line is None else line.loc[m,'b']
-        under = [f'line to beat <b>{_num(b)}</b>']*(b is not None) + [f'best possible <b>{_num(best)}</b>']*(best is not None and m=='accuracy')
-        cards.append(f'<div class=card><h3>{name}</h3><div class=big>{_num(s.estimate)}</div><div class=ci>{_range(s.low, s.high) or "no interval"}</div>'
-                     f'{_ruler(s, b, best if m=="accuracy" else None, floor)}<p>{"<br>".join(under)}</p></div>')
+    for m, name in METRICS.items():
+        s, floor = scores.loc[m], 0.5 if m == 'macro_auc' else 1 / max(k, 2)
+        b = None if line is None else line.loc[m, 'b']
+        under = [f'line to beat <b>{_num(b)}</b>'] * (b is not None) + [
+            f'best possible <b>{_num(best)}</b>'
+        ] * (best is not None and m == 'accuracy')
+        cards.append(
+            f'<div class=card><h3>{name}</h3><div class=big>{_num(s.estimate)}</div><div class=ci>{_range(s.low, s.high) or "no interval"}</div>'
+            f'{_ruler(s, b, best if m == "accuracy" else None, floor)}<p>{"<br>".join(under)}</p></div>'
+        )
     n, g = len(preds), preds.group.nunique()
     whom = f'{n} test patients' + (f' in {g} groups; intervals draw whole groups' if g < n else '')
-    key = '<span class=key><i class=dot></i> network <i class=bandkey></i> 95 % interval' + ' <i class=beat></i> line to beat'*(line is not None) + ' <i class=best></i> best possible'*(best is not None) + '</span>'
+    key = (
+        '<span class=key><i class=dot></i> network <i class=bandkey></i> 95 % interval'
+        + ' <i class=beat></i> line to beat' * (line is not None)
+        + ' <i class=best></i> best possible' * (best is not None)
+        + '</span>'
+    )
     words = [f'<p class=lead>On {whom}. {key}</p><div class=cards>{"".join(cards)}</div>']
-    words.append(f'<p>The line to beat is {LINE}, on the same patients. {_verdict(line)}</p>' if line is not None else '<p class=alert>No line to beat was computed, so there is nothing to compare these figures with.</p>')
+    words.append(
+        f'<p>The line to beat is {LINE}, on the same patients. {_verdict(line)}</p>'
+        if line is not None
+        else '<p class=alert>No line to beat was computed, so there is nothing to compare these figures with.</p>'
+    )
     if best is not None:
-        gap = 100*(best - scores.loc['accuracy','estimate'])
-        where = f'{gap:.1f} points below it' if gap > .05 else f'{-gap:.1f} points above it, as chance allows' if gap < -.05 else 'on it'
-        words.append(f'<p>These cases are simulated, so the best possible accuracy is known in closed form: {_num(best)} with all three modalities. The network lies {where}.</p>')
+        gap = 100 * (best - scores.loc['accuracy', 'estimate'])
+        where = (
+            f'{gap:.1f} points below it'
+            if gap > 0.05
+            else f'{-gap:.1f} points above it, as chance allows'
+            if gap < -0.05
+            else 'on it'
+        )
+        words.append(
+            f'<p>These cases are simulated, so the best possible accuracy is known in closed form: {_num(best)} with all three modalities. The network lies {where}.</p>'
+        )
     return '\n'.join(words)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c024
+# %% ../../nbs/evaluation/03_report.ipynb #c030
 CSS = '''
 :root{--ink:#1d2430;--soft:#5b6472;--line:#dfe3e8;--wash:#f5f7f9;--blue:#0072B2;--red:#B24A00;--green:#00755a}
 *{box-sizing:border-box}
@@ -179,108 +254,189 @@ footer{padding-top:18px;padding-bottom:50px;color:var(--soft);font-size:13px;bor
 @media print{@page{margin:14mm} body{font-size:10pt} table{font-size:9pt} h1{font-size:22pt} .big{font-size:30px} .card{padding:10px 12px} .cards{gap:10px} .pair{gap:16px} .key{white-space:normal} section{padding-top:14px;margin-top:10px} .views{grid-template-columns:92px 92px minmax(0,1fr) fit-content(230px);gap:10px} .case{padding:8px 12px} table.probs{font-size:8pt} table.probs td,table.probs th{padding:2px 4px} main,header,footer{padding-left:0;padding-right:0} *{-webkit-print-color-adjust:exact;print-color-adjust:exact} section{break-inside:auto} h2,h3{break-after:avoid} figure,tr,.cards,.pair{break-inside:avoid} .scroll{overflow:visible}}
 '''
 
-# %% ../../nbs/evaluation/03_report.ipynb #c028
+# %% ../../nbs/evaluation/03_report.ipynb #c034
 def _cohort_table(**cohorts):
     "Patients, modalities and bag sizes by class, a block for each cohort"
     rows, head = [], None
-    for name,c in cohorts.items():
+    for name, c in cohorts.items():
         s = c.summary()
         head = ['', *s.columns]
-        rows += [f'{esc(name.capitalize())} <small>{esc(c.name)}</small>'] + [[esc(k), *map(esc, r)] for k,r in zip(s.index, s.to_numpy())]
-        rows[-1] = [f'<b>{cell}</b>' for cell in rows[-1]]              # all classes together
+        rows += [f'{esc(name.capitalize())} <small>{esc(c.name)}</small>'] + [
+            [esc(k), *map(esc, r)] for k, r in zip(s.index, s.to_numpy())
+        ]
+        rows[-1] = [f'<b>{cell}</b>' for cell in rows[-1]]  # all classes together
     return _table(head, rows)
 
+# %% ../../nbs/evaluation/03_report.ipynb #c035
 def _findings(cohorts, limit=200):
     "What the checks at the door found: by kind, then one by one"
     ps = Problems(dict.fromkeys(chain.from_iterable(c._problems for c in cohorts)))
-    if not ps: return '<p class=fine>The checks at the door found nothing: every image could be read, every patient was used.</p>'
+    if not ps:
+        return '<p class=fine>The checks at the door found nothing: every image could be read, every patient was used.</p>'
     kinds = pd.Series([(p.kind, p.action, p.fix) for p in ps]).value_counts(sort=False)
-    rows = [[esc(k), str(n), esc(action), esc(mend)] for (k,action,mend),n in kinds.items()]
+    rows = [[esc(k), str(n), esc(action), esc(mend)] for (k, action, mend), n in kinds.items()]
     each = [[esc(p.patient or '–'), esc(p.file), esc(p.kind), esc(p.what), esc(p.action)] for p in ps[:limit]]
-    more = f'<p class=soft>… and {len(ps)-limit} more.</p>' if len(ps) > limit else ''
+    more = f'<p class=soft>… and {len(ps) - limit} more.</p>' if len(ps) > limit else ''
     lost = f'{len(ps.left_out)} left out' if ps.left_out else 'nothing left out'
-    return (f'<h3>Found at the door: {count_noun(len(ps), "finding")}, {lost}</h3>' + _table(['kind','how many','what was done','to mend'], rows, 'words') +
-            f'<details><summary>One by one</summary>{_table(["patient","file","kind","what","done"], each, "words wrap")}{more}</details>')
+    return (
+        f'<h3>Found at the door: {count_noun(len(ps), "finding")}, {lost}</h3>'
+        + _table(['kind', 'how many', 'what was done', 'to mend'], rows, 'words')
+        + f'<details><summary>One by one</summary>{_table(["patient", "file", "kind", "what", "done"], each, "words wrap")}{more}</details>'
+    )
 
+# %% ../../nbs/evaluation/03_report.ipynb #c036
 def _leaks(train, test, cohorts):
     "What stands on both sides, loudly"
     shared, out = audit_leak(train, test), []
     if len(shared):
-        say = '; '.join(f'{esc(r.kind)} {esc(r.what)}: {esc(r.train)} / {esc(r.test)}' for r in shared.head(5).itertuples())
-        n = ', '.join(count_noun(k, kind) for kind,k in shared.kind.value_counts().items())
-        out.append(f'<p class=alert><b>Training and test are not apart: {n} on both sides.</b> Every figure on this page is too good. {say}{" …" if len(shared)>5 else ""}</p>')
-    else: out.append('<p class=fine>Training and test share no patient, no group and no image.</p>')
+        say = '; '.join(
+            f'{esc(r.kind)} {esc(r.what)}: {esc(r.train)} / {esc(r.test)}'
+            for r in shared.head(5).itertuples()
+        )
+        n = ', '.join(count_noun(k, kind) for kind, k in shared.kind.value_counts().items())
+        out.append(
+            f'<p class=alert><b>Training and test are not apart: {n} on both sides.</b> Every figure on this page is too good. {say}{" …" if len(shared) > 5 else ""}</p>'
+        )
+    else:
+        out.append('<p class=fine>Training and test share no patient, no group and no image.</p>')
     leaky = [esc(c.name) for c in cohorts if c.leaky]
-    if leaky: out.append(f'<p class=alert><b>Splits inside {", ".join(dict.fromkeys(leaky))} leak:</b> so many patients share images that they could not be kept together. '
-                         'A figure from a split of it is too good; only a separate test set counts.</p>')
+    if leaky:
+        out.append(
+            f'<p class=alert><b>Splits inside {", ".join(dict.fromkeys(leaky))} leak:</b> so many patients share images that they could not be kept together. '
+            'A figure from a split of it is too good; only a separate test set counts.</p>'
+        )
     return ''.join(out)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c033
+# %% ../../nbs/evaluation/03_report.ipynb #c041
 def _readers(preds, branches, baseline, bayes):
     "Name, predictions (None if nobody has the modality), best possible accuracy"
-    out = [('Fusion of all', preds, _best(bayes, 'OM','IM','TEM'))]
-    out += [(f'{m} branch', p if p is not None and len(p) else None, _best(bayes, m)) for m,p in (branches or {}).items()]
-    return out + [('Logistic regression', baseline, _best(bayes, 'OM','IM','TEM'))]*(baseline is not None)
+    out = [('Fusion of all', preds, _best(bayes, 'OM', 'IM', 'TEM'))]
+    out += [
+        (f'{m} branch', p if p is not None and len(p) else None, _best(bayes, m))
+        for m, p in (branches or {}).items()
+    ]
+    return out + [('Logistic regression', baseline, _best(bayes, 'OM', 'IM', 'TEM'))] * (baseline is not None)
 
+# %% ../../nbs/evaluation/03_report.ipynb #c042
 def _readers_table(readers, scores):
     "Accuracy and AUC of every reader, and how far the fusion stands above it"
-    fusion, rows, best = readers[0][1], [], any(b is not None for *_,b in readers)
-    for (name,p,b),s in zip(readers, scores):
-        if p is None: rows.append([esc(name), '0'] + ['–']*(3+best)); continue
+    fusion, rows, best = readers[0][1], [], any(b is not None for *_, b in readers)
+    for (name, p, b), s in zip(readers, scores):
+        if p is None:
+            rows.append([esc(name), '0'] + ['–'] * (3 + best))
+            continue
         d = None if p is fusion else compare(fusion, p).loc['accuracy']
-        rows.append([esc(name), str(len(p)), _with_ci(*s.loc['accuracy', ['estimate','low','high']]), _with_ci(*s.loc['macro_auc', ['estimate','low','high']]),
-                     '' if d is None else _with_ci(d.difference, d.low, d.high, _signed)] + [_num(b)]*best)
+        rows.append(
+            [
+                esc(name),
+                str(len(p)),
+                _with_ci(*s.loc['accuracy', ['estimate', 'low', 'high']]),
+                _with_ci(*s.loc['macro_auc', ['estimate', 'low', 'high']]),
+                '' if d is None else _with_ci(d.difference, d.low, d.high, _signed),
+            ]
+            + [_num(b)] * best
+        )
     note = 'Each branch is judged on the patients who have its modality; the difference is taken in pairs, on the same patients.'
-    note += ' The best possible accuracy of a branch is that of its modality alone; OM and IM branches may exceed it, since attention lets TEM guide them.' if best else ''
-    return _table(['','patients','accuracy','macro AUC','fusion minus this, accuracy'] + ['best possible accuracy']*best, rows) + f'<p class=soft><small>{note}</small></p>'
+    note += (
+        ' The best possible accuracy of a branch is that of its modality alone; OM and IM branches may exceed it, since attention lets TEM guide them.'
+        if best
+        else ''
+    )
+    return (
+        _table(
+            ['', 'patients', 'accuracy', 'macro AUC', 'fusion minus this, accuracy']
+            + ['best possible accuracy'] * best,
+            rows,
+        )
+        + f'<p class=soft><small>{note}</small></p>'
+    )
 
+# %% ../../nbs/evaluation/03_report.ipynb #c043
 def _readers_plot(fig, readers, scores):
     "Accuracy with its interval for every reader; a diamond is the best possible"
-    ax, colours = fig.subplots(), {**{f'{k.upper()} branch':v for k,v in OUTPUT_COLOURS.items()}, 'Logistic regression':'#777777'}
-    for i,((name,p,best),s) in enumerate(zip(readers, scores)):
+    ax, colours = (
+        fig.subplots(),
+        {**{f'{k.upper()} branch': v for k, v in OUTPUT_COLOURS.items()}, 'Logistic regression': '#777777'},
+    )
+    for i, ((name, p, best), s) in enumerate(zip(readers, scores)):
         c = colours.get(name, '#000000')
         if p is not None:
             s = s.loc['accuracy']
-            ax.plot([s.low,s.high], [i,i], color=c, lw=5, alpha=.35, solid_capstyle='butt'); ax.plot(s.estimate, i, 'o', color=c, ms=8)
-        if best is not None: ax.plot(best, i, 'D', mfc='white', mec='#00755a', mew=1.6, ms=7, zorder=4)
-    ax.set(yticks=range(len(readers)), yticklabels=[n.replace('$', r'\$') for n,*_ in readers], ylim=(len(readers)-.4,-.6), xlabel='accuracy, 95 % interval' + ('; diamond: best possible' if any(b is not None for *_,b in readers) else ''))
-    ax.set_xlim(right=min(ax.get_xlim()[1], 1.01)); ax.tick_params(axis='y', length=0); ax.grid(axis='x', color='#e3e8ed', lw=.8); ax.set_axisbelow(True)
-    ax.spines[['top','right','left']].set_visible(False)
+            ax.plot([s.low, s.high], [i, i], color=c, lw=5, alpha=0.35, solid_capstyle='butt')
+            ax.plot(s.estimate, i, 'o', color=c, ms=8)
+        if best is not None:
+            ax.plot(best, i, 'D', mfc='white', mec='#00755a', mew=1.6, ms=7, zorder=4)
+    ax.set(
+        yticks=range(len(readers)),
+        yticklabels=[n.replace('$', r'\$') for n, *_ in readers],
+        ylim=(len(readers) - 0.4, -0.6),
+        xlabel='accuracy, 95 % interval'
+        + ('; diamond: best possible' if any(b is not None for *_, b in readers) else ''),
+    )
+    ax.set_xlim(right=min(ax.get_xlim()[1], 1.01))
+    ax.tick_params(axis='y', length=0)
+    ax.grid(axis='x', color='#e3e8ed', lw=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c035
+# %% ../../nbs/evaluation/03_report.ipynb #c045
 def _class_table(preds):
     "Sensitivity, specificity and AUC by class"
     t = per_class(preds)
-    cell = lambda c,m: _with_ci(*t.loc[(c,m), ['estimate','low','high']])
-    return _table(['class','patients','sensitivity','specificity','AUC, against the rest'],
-                  [[esc(c), str(t.loc[(c,'sensitivity'),'n'].astype(int)), *(cell(c,m) for m in ('sensitivity','specificity','auc'))] for c in classes_of(preds)])
+    cell = lambda c, m: _with_ci(*t.loc[(c, m), ['estimate', 'low', 'high']])
+    return _table(
+        ['class', 'patients', 'sensitivity', 'specificity', 'AUC, against the rest'],
+        [
+            [
+                esc(c),
+                str(t.loc[(c, 'sensitivity'), 'n'].astype(int)),
+                *(cell(c, m) for m in ('sensitivity', 'specificity', 'auc')),
+            ]
+            for c in classes_of(preds)
+        ],
+    )
 
+# %% ../../nbs/evaluation/03_report.ipynb #c046
 def _error_figures(preds):
     "Confusion matrix and ROC side by side, or one below the other if there are many classes or long names"
     classes = classes_of(preds)
     wide = len(classes) > 5 or max(map(len, classes)) > 12
-    size = [(8.4, 2.2+.42*len(classes)), (8.4, 4.2)] if wide else [(4.7,4.2)]*2
-    figs = [svg_figure(lambda f: plot_confusion(preds, f.subplots()), size[0], 'Confusion matrix: true class by predicted class', 'confusion'),
-            svg_figure(lambda f: plot_roc(preds, f.subplots()), size[1], 'ROC curves of each class against the rest', 'roc')]
+    size = [(8.4, 2.2 + 0.42 * len(classes)), (8.4, 4.2)] if wide else [(4.7, 4.2)] * 2
+    figs = [
+        svg_figure(
+            lambda f: plot_confusion(preds, f.subplots()),
+            size[0],
+            'Confusion matrix: true class by predicted class',
+            'confusion',
+        ),
+        svg_figure(
+            lambda f: plot_roc(preds, f.subplots()),
+            size[1],
+            'ROC curves of each class against the rest',
+            'roc',
+        ),
+    ]
     return ''.join(figs) if wide else f'<div class=pair>{"".join(figs)}</div>'
 
-# %% ../../nbs/evaluation/03_report.ipynb #c038
+# %% ../../nbs/evaluation/03_report.ipynb #c049
 class CaseView(NamedTuple):
     "One case to show: images, weights and what was said about it"
-    patient:str             # id
-    label:str               # true class
-    pred:str                # predicted class
-    probs:dict              # class → probability, of the fusion
-    branch_probs:dict       # 'OM', 'IM', 'TEM' → dict class → probability; a missing modality is left out
-    om:np.ndarray=None      # uint8 [H,W,3] or [H,W], None if missing
-    im:np.ndarray=None      # uint8 [H,W,3] or [H,W], None if missing
-    tem:list=()             # uint8 arrays, any number
-    weights:list=()         # SMIL weight of each TEM image; 0: not taken into account
 
+    patient: str  # id
+    label: str  # true class
+    pred: str  # predicted class
+    probs: dict  # class → probability, of the fusion
+    branch_probs: dict  # 'OM', 'IM', 'TEM' → dict class → probability; a missing modality is left out
+    om: np.ndarray = None  # uint8 [H,W,3] or [H,W], None if missing
+    im: np.ndarray = None  # uint8 [H,W,3] or [H,W], None if missing
+    tem: list = ()  # uint8 arrays, any number
+    weights: list = ()  # SMIL weight of each TEM image; 0: not taken into account
+
+# %% ../../nbs/evaluation/03_report.ipynb #c050
 def pick_cases(
-    preds:pd.DataFrame, # from `predictions`
-    n:int=6,            # how many
-)->list:                # patient ids, wrong ones first
+    preds: pd.DataFrame,  # from `predictions`
+    n: int = 6,  # how many
+) -> list:  # patient ids, wrong ones first
     "Cases worth showing: the surest errors, the surest right one of each class, then the most hesitant right ones"
     df = check_predictions(preds)
     df = df[df.label.notna()]
@@ -288,43 +444,68 @@ def pick_cases(
     wrong = [i for i in p.index if df.label[i] != df.pred[i]]
     right = [i for i in p.index if df.label[i] == df.pred[i]]
     first = list({df.label[i]: i for i in reversed(right)}.values())
-    return [*wrong[:max(n//2, n-len(right))], *dict.fromkeys([*first, *reversed(right)])][:n]
+    return [*wrong[: max(n // 2, n - len(right))], *dict.fromkeys([*first, *reversed(right)])][:n]
 
-# %% ../../nbs/evaluation/03_report.ipynb #c039
-MOST_SHOWN = 12 # images of a bag
+# %% ../../nbs/evaluation/03_report.ipynb #c051
+MOST_SHOWN = 12  # images of a bag
 
+# %% ../../nbs/evaluation/03_report.ipynb #c052
 def _bag_html(case):
     "The bag in order of weight"
-    if len(case.tem) != len(case.weights): raise ValueError(f'patient {case.patient!r}: {len(case.tem)} TEM images but {len(case.weights)} weights')
-    if not len(case.tem): return '<div class="none wide">no TEM</div>'
+    if len(case.tem) != len(case.weights):
+        raise ValueError(
+            f'patient {case.patient!r}: {len(case.tem)} TEM images but {len(case.weights)} weights'
+        )
+    if not len(case.tem):
+        return '<div class="none wide">no TEM</div>'
     w = np.asarray(case.weights, float)
-    if not np.isfinite(w).all() or (w < 0).any(): raise ValueError(f'patient {case.patient!r}: weights {np.round(w,4).tolist()} must be finite and not negative')
+    if not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError(
+            f'patient {case.patient!r}: weights {np.round(w, 4).tolist()} must be finite and not negative'
+        )
     order, top = np.argsort(-w, kind='stable'), max(w.max(), 1e-12)
-    one = lambda i: (f'<div{" class=out" if w[i]==0 else ""}>{thumbnail(case.tem[i], f"{case.patient}, TEM {i+1}, weight {w[i]:.2f}", 128)}'
-                     f'<u><i style="width:{100*w[i]/top:.0f}%"></i></u>{w[i]:.2f}</div>')
+    one = lambda i: (
+        f'<div{" class=out" if w[i] == 0 else ""}>{thumbnail(case.tem[i], f"{case.patient}, TEM {i + 1}, weight {w[i]:.2f}", 128)}'
+        f'<u><i style="width:{100 * w[i] / top:.0f}%"></i></u>{w[i]:.2f}</div>'
+    )
     rest = order[MOST_SHOWN:]
     more = f'<p class=more>and {len(rest)} more, of weight {w[rest[0]]:.2f} or less</p>' if len(rest) else ''
     return f'<div class=bag>{"".join(map(one, order[:MOST_SHOWN]))}</div>{more}'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c053
 def _probs_html(case):
     "Probabilities of every class, a column for the fusion and each branch"
-    told = {'fusion':case.probs, **{m:p for m,p in case.branch_probs.items() if p}}
-    cell = lambda c,p: f'<td{" class=top" if p.get(c,0.)==max(p.values()) else ""} style="background:rgba(0,114,178,{.34*p.get(c,0.):.2f})">{_num(p.get(c,0.),2)}</td>'
+    told = {'fusion': case.probs, **{m: p for m, p in case.branch_probs.items() if p}}
+    cell = lambda c, p: (
+        f'<td{" class=top" if p.get(c, 0.0) == max(p.values()) else ""} style="background:rgba(0,114,178,{0.34 * p.get(c, 0.0):.2f})">{_num(p.get(c, 0.0), 2)}</td>'
+    )
     head = ''.join(f'<th scope=col>{esc(m)}</th>' for m in told)
-    rows = ''.join(f'<tr><th scope=row{" class=true" if c==case.label else ""}>{esc(c)}</th>{"".join(cell(c,p) for p in told.values())}</tr>' for c in case.probs)
+    rows = ''.join(
+        f'<tr><th scope=row{" class=true" if c == case.label else ""}>{esc(c)}</th>{"".join(cell(c, p) for p in told.values())}</tr>'
+        for c in case.probs
+    )
     return f'<table class=probs><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
+# %% ../../nbs/evaluation/03_report.ipynb #c054
 def _case_html(case):
     "One case as a row"
-    right = case.label==case.pred
-    view = lambda name,a: f'<div><h4>{name}</h4>{thumbnail(a, f"{case.patient}, {name}") if a is not None else f"<div class=none>no {name}</div>"}</div>'
-    out = int(np.sum(np.asarray(case.weights, float)==0))
-    bag = f'TEM, {count_noun(len(case.tem), "image")} by SMIL weight' + (f', {out} of weight 0' if out else '') if len(case.tem) else 'TEM'
+    right = case.label == case.pred
+    view = lambda name, a: (
+        f'<div><h4>{name}</h4>{thumbnail(a, f"{case.patient}, {name}") if a is not None else f"<div class=none>no {name}</div>"}</div>'
+    )
+    out = int(np.sum(np.asarray(case.weights, float) == 0))
+    bag = (
+        f'TEM, {count_noun(len(case.tem), "image")} by SMIL weight' + (f', {out} of weight 0' if out else '')
+        if len(case.tem)
+        else 'TEM'
+    )
     said = f'✓ {esc(case.label)}' if right else f'✗ predicted {esc(case.pred)}, truth {esc(case.label)}'
-    return (f'<article class="case {"right" if right else "wrong"}"><header><b>{esc(case.patient)}</b><span class=tag>{said}</span></header><div class=views>'
-            f'{view("OM", case.om)}{view("IM", case.im)}<div><h4>{bag}</h4>{_bag_html(case)}</div><div class=told><h4>probability</h4>{_probs_html(case)}</div></div></article>')
+    return (
+        f'<article class="case {"right" if right else "wrong"}"><header><b>{esc(case.patient)}</b><span class=tag>{said}</span></header><div class=views>'
+        f'{view("OM", case.om)}{view("IM", case.im)}<div><h4>{bag}</h4>{_bag_html(case)}</div><div class=told><h4>probability</h4>{_probs_html(case)}</div></div></article>'
+    )
 
-# %% ../../nbs/evaluation/03_report.ipynb #c044
+# %% ../../nbs/evaluation/03_report.ipynb #c059
 READING = '''<p>An interval of 95 % is made so that, in repeated studies, it holds the true value 95 times in 100. It speaks of patients like these, from the same
 laboratory and microscopes; of another hospital it says nothing. Two intervals that overlap do not show that two readers are equal: look at the paired difference.</p>
 <p>A SMIL weight says how close an electron micrograph lies to the middle of its bag, in the features of the network. It does not say that the image shows a lesion, and an image
@@ -332,72 +513,154 @@ of weight 0 may be the one that matters. A branch's probability is what its own 
 <p>The page cannot tell whether the labels are right, whether the network looks at the lesion or at something that goes along with it, and how it does on diseases
 it was never shown: such a case too will be given one of the classes above. <b>It is a report of research, not for clinical use: no diagnosis may rest on it.</b></p>'''
 
+# %% ../../nbs/evaluation/03_report.ipynb #c060
 def _value(v):
     "A setting as text"
-    if isinstance(v, dict): return '; '.join(f'{k}: {_value(x)}' for k,x in v.items())
-    if isinstance(v, (list,tuple,set)): return ', '.join(map(_value, v))
+    if isinstance(v, dict):
+        return '; '.join(f'{k}: {_value(x)}' for k, x in v.items())
+    if isinstance(v, (list, tuple, set)):
+        return ', '.join(map(_value, v))
     return f'{v:g}' if isinstance(v, float) else str(v)
 
-def _settings(settings): return _table(['setting','value'], [[esc(k), esc(_value(v))] for k,v in settings.items()], 'words') if settings else '<p>No settings were given.</p>'
+# %% ../../nbs/evaluation/03_report.ipynb #c061
+def _settings(settings):
+    return (
+        _table(['setting', 'value'], [[esc(k), esc(_value(v))] for k, v in settings.items()], 'words')
+        if settings
+        else '<p>No settings were given.</p>'
+    )
 
-def _section(title, *body, first=False): return f'<section{" class=first" if first else ""}><h2>{title}</h2>{"".join(body)}</section>'
+def _section(title, *body, first=False):
+    return f'<section{" class=first" if first else ""}><h2>{title}</h2>{"".join(body)}</section>'
 
-def _remarks(notes): return ''.join(f'<p class=alert>{esc(n)}</p>' for n in dict.fromkeys(notes))
+def _remarks(notes):
+    return ''.join(f'<p class=alert>{esc(n)}</p>' for n in dict.fromkeys(notes))
 
-# %% ../../nbs/evaluation/03_report.ipynb #c045
-def render_report(*, title, settings, train, test, history, preds, branches=None, baseline=None, bayes=None, cases=(), notes=(), source=None)->str:
+# %% ../../nbs/evaluation/03_report.ipynb #c062
+def render_report(
+    *,
+    title,
+    settings,
+    train,
+    test,
+    history,
+    preds,
+    branches=None,
+    baseline=None,
+    bayes=None,
+    cases=(),
+    notes=(),
+    source=None,
+) -> str:
     "The report as HTML; parameters are those of `write_report`"
     preds = check_predictions(preds)
     preds = preds[preds.label.notna()]
     readers = _readers(preds, branches, baseline, bayes)
-    with warnings.catch_warnings():                       # the remarks are printed on the page
+    with warnings.catch_warnings():  # the remarks are printed on the page
         warnings.simplefilter('ignore', UserWarning)
-        scores = [None if p is None else evaluate(p) for _,p,_ in readers]
+        scores = [None if p is None else evaluate(p) for _, p, _ in readers]
     cohorts = [c for c in (source, train, test) if c is not None]
     history = pd.DataFrame() if history is None else history
     wrong, right = [c for c in cases if c.label != c.pred], [c for c in cases if c.label == c.pred]
-    shown = [h for word,cs in (('Wrong',wrong),('Right',right)) if cs for h in (f'<h3>{word}</h3>', *map(_case_html, cs))]
+    shown = [
+        h
+        for word, cs in (('Wrong', wrong), ('Right', right))
+        if cs
+        for h in (f'<h3>{word}</h3>', *map(_case_html, cs))
+    ]
     parts = [
-     _section('Result', _headline(preds, scores[0], baseline, bayes), _remarks([*scores[0].attrs['notes'], *notes]), first=True),
-     _section('Patients', _cohort_table(training=train, test=test), _leaks(train, test, cohorts), _findings(cohorts)),
-     _section('Learning', svg_figure(lambda f: (f.get_layout_engine().set(wspace=.08), plot_history(history, f.subplots(1,2))), (9.8,3.5), 'Learning curves: losses with every term, and accuracies of fusion and branches, by epoch', 'learning')),
-     _section('Errors', _error_figures(preds), _class_table(preds)),
-     _section('Microscopes', svg_figure(lambda f: _readers_plot(f, readers, scores), (9.8,.62+.42*len(readers)), 'Accuracy with interval of the fusion, each branch and logistic regression', 'readers'), _readers_table(readers, scores)),
-     _section('Cases', *(shown or ['<p>No case was chosen.</p>'])),
-     _section('Settings', _settings(settings)), _section('How to read this page, and what it cannot tell', READING)]
+        _section(
+            'Result',
+            _headline(preds, scores[0], baseline, bayes),
+            _remarks([*scores[0].attrs['notes'], *notes]),
+            first=True,
+        ),
+        _section(
+            'Patients',
+            _cohort_table(training=train, test=test),
+            _leaks(train, test, cohorts),
+            _findings(cohorts),
+        ),
+        _section(
+            'Learning',
+            svg_figure(
+                lambda f: (f.get_layout_engine().set(wspace=0.08), plot_history(history, f.subplots(1, 2))),
+                (9.8, 3.5),
+                'Learning curves: losses with every term, and accuracies of fusion and branches, by epoch',
+                'learning',
+            ),
+        ),
+        _section('Errors', _error_figures(preds), _class_table(preds)),
+        _section(
+            'Microscopes',
+            svg_figure(
+                lambda f: _readers_plot(f, readers, scores),
+                (9.8, 0.62 + 0.42 * len(readers)),
+                'Accuracy with interval of the fusion, each branch and logistic regression',
+                'readers',
+            ),
+            _readers_table(readers, scores),
+        ),
+        _section('Cases', *(shown or ['<p>No case was chosen.</p>'])),
+        _section('Settings', _settings(settings)),
+        _section('How to read this page, and what it cannot tell', READING),
+    ]
     return _page(title, test, preds, parts)
 
+# %% ../../nbs/evaluation/03_report.ipynb #c063
 def _page(title, test, preds, parts):
     "Head, style and frame around the sections"
     sub = f'{len(preds)} held-out patients of {esc(test.name)}, {len(classes_of(preds))} classes: {esc(", ".join(classes_of(preds)))}'
-    return (f'<!DOCTYPE html>\n<html lang=en><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{esc(title)}</title><style>{CSS}</style></head>\n'
-            f'<body><header><h1>{esc(title)}</h1><p>{sub}</p><p class=use>Research report. Not for clinical use.</p></header>\n<main>' + '\n'.join(parts) + '</main>\n'
-            '<footer>Made with cmus_fastai, after CMUS-Net (Long et al. 2025, arXiv 2512.15171).</footer></body></html>\n')
+    return (
+        f'<!DOCTYPE html>\n<html lang=en><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{esc(title)}</title><style>{CSS}</style></head>\n'
+        f'<body><header><h1>{esc(title)}</h1><p>{sub}</p><p class=use>Research report. Not for clinical use.</p></header>\n<main>'
+        + '\n'.join(parts)
+        + '</main>\n'
+        '<footer>Made with cmus_fastai, after CMUS-Net (Long et al. 2025, arXiv 2512.15171).</footer></body></html>\n'
+    )
 
-# %% ../../nbs/evaluation/03_report.ipynb #c046
+# %% ../../nbs/evaluation/03_report.ipynb #c064
 def write_report(
-    path,                  # HTML file to write; its folder must exist
+    path,  # HTML file to write; its folder must exist
     *,
-    title:str,             # of the page
-    settings:dict,         # backbone, weights, seed, split, versions, …, shown as given
-    train:Cohort,          # what the model learnt from
-    test:Cohort,           # what it was judged by
-    history:pd.DataFrame,  # one row an epoch, for `plot_history`
-    preds:pd.DataFrame,    # predictions of the fusion for the test patients
-    branches:dict=None,    # 'OM', 'IM', 'TEM' → predictions of the branch; patients without the modality are not in it
-    baseline:pd.DataFrame=None, # predictions of `logistic_baseline`
-    bayes:dict=None,       # modalities, as a tuple or join_cohorts by +, → best possible accuracy; for a phantom
-    cases=(),              # a few `CaseView`
-    notes=(),              # remarks to print below the headline
-    source:Cohort=None,    # the cohort that train and test were split from, if any: its findings are shown
-)->Path:                   # of the file
+    title: str,  # of the page
+    settings: dict,  # backbone, weights, seed, split, versions, …, shown as given
+    train: Cohort,  # what the model learnt from
+    test: Cohort,  # what it was judged by
+    history: pd.DataFrame,  # one row an epoch, for `plot_history`
+    preds: pd.DataFrame,  # predictions of the fusion for the test patients
+    branches: dict = None,  # 'OM', 'IM', 'TEM' → predictions of the branch; patients without the modality are not in it
+    baseline: pd.DataFrame = None,  # predictions of `logistic_baseline`
+    bayes: dict = None,  # modalities, as a tuple or join_cohorts by +, → best possible accuracy; for a phantom
+    cases=(),  # a few `CaseView`
+    notes=(),  # remarks to print below the headline
+    source: Cohort = None,  # the cohort that train and test were split from, if any: its findings are shown
+) -> Path:  # of the file
     "Write the report: one self-contained HTML file, whole or not at all"
     path = Path(path).expanduser().absolute()
-    if not path.parent.is_dir(): raise FileNotFoundError(f'{path.parent}: there is no such folder to write {path.name} in')
-    page = render_report(title=title, settings=settings, train=train, test=test, history=history, preds=preds, branches=branches, baseline=baseline, bayes=bayes, cases=cases, notes=notes, source=source)
-    fd, part = tempfile.mkstemp(dir=path.parent, prefix='.'+path.name, suffix='.part')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path.parent}: there is no such folder to write {path.name} in')
+    page = render_report(
+        title=title,
+        settings=settings,
+        train=train,
+        test=test,
+        history=history,
+        preds=preds,
+        branches=branches,
+        baseline=baseline,
+        bayes=bayes,
+        cases=cases,
+        notes=notes,
+        source=source,
+    )
+    fd, part = tempfile.mkstemp(dir=path.parent, prefix='.' + path.name, suffix='.part')
     try:
-        with os.fdopen(fd, 'w', encoding='utf-8', newline='\n') as f: f.write(page)
-        os.chmod(part, 0o644); os.replace(part, path) # mkstemp makes private files
-    except BaseException: os.unlink(part); raise
+        with os.fdopen(fd, 'w', encoding='utf-8', newline='\n') as f:
+            f.write(page)
+        os.chmod(part, 0o644)
+        os.replace(part, path)  # mkstemp makes private files
+    except BaseException:
+        os.unlink(part)
+        raise
     return path

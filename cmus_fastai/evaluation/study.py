@@ -29,142 +29,275 @@ from ..models.cmusnet import CMUSNet
 
 # %% ../../nbs/evaluation/06_study.ipynb #c007
 _subsets = [s for n in (1, 2, 3) for s in combinations(MODALITIES, n)]
-_fusion_names = dict(concat='concatenation', self='self-attention', modality='modality attention', gated='gated fusion', tensor='tensor fusion', lowrank='low-rank fusion',
-                     mean='late fusion, mean', vote='late fusion, vote', transformer='transformer fusion', multiscale='multi-scale fusion')
+_fusion_names = dict(
+    concat='concatenation',
+    self='self-attention',
+    modality='modality attention',
+    gated='gated fusion',
+    tensor='tensor fusion',
+    lowrank='low-rank fusion',
+    mean='late fusion, mean',
+    vote='late fusion, vote',
+    transformer='transformer fusion',
+    multiscale='multi-scale fusion',
+)
 
-def comparison_models() -> dict: # Name → settings
+# %% ../../nbs/evaluation/06_study.ipynb #c008
+def comparison_models() -> dict:  # Name → settings
     "CMUS-Net beside single modalities, pairs, and every other fusion; TEM bags by SMIL throughout."
     out = {'CMUS-Net': {}}
-    out |= {'+'.join(s): dict(head=dict(modalities=list(s), fusion='cmsa' if 'TEM' in s and len(s) > 1 else 'concat')) for s in _subsets[:-1]}
+    out |= {
+        '+'.join(s): dict(
+            head=dict(modalities=list(s), fusion='cmsa' if 'TEM' in s and len(s) > 1 else 'concat')
+        )
+        for s in _subsets[:-1]
+    }
     return out | {_fusion_names.get(f, f): dict(head=dict(fusion=f)) for f in fusions if f != 'cmsa'}
 
-def aggregator_models() -> dict: # Name → settings
+# %% ../../nbs/evaluation/06_study.ipynb #c009
+def aggregator_models() -> dict:  # Name → settings
     "CMUS-Net with every aggregator of TEM bags; SMIL also with its weights averaged."
     out = {'CMUS-Net': {}, 'SMIL, averaged': dict(head=dict(reduce='mean'))}
     return out | {f'TEM by {a}': dict(head=dict(aggregator=a)) for a in aggregators if a != 'smil'}
 
-def late_models() -> dict: # Name → settings
+def late_models() -> dict:  # Name → settings
     "CMUS-Net beside late fusion, with every aggregator of TEM bags: each microscope gives its probabilities, and their mean decides."
-    return {'CMUS-Net': {}, **{f'late fusion, TEM by {a}': dict(head=dict(aggregator=a, fusion='mean')) for a in aggregators}}
+    return {
+        'CMUS-Net': {},
+        **{f'late fusion, TEM by {a}': dict(head=dict(aggregator=a, fusion='mean')) for a in aggregators},
+    }
 
-# %% ../../nbs/evaluation/06_study.ipynb #c009
-def ablation_models() -> dict: # Name → settings
+# %% ../../nbs/evaluation/06_study.ipynb #c011
+def ablation_models() -> dict:  # Name → settings
     "Modalities × SMIL × CMSA × branch losses."
     out = {}
     for s in reversed(_subsets):
         for smil in (True, False) if 'TEM' in s else (None,):
             for cmsa in (True, False) if 'TEM' in s and len(s) > 1 else (None,):
                 for loss in (True, False):
-                    flags = [w if on else f'no {w}' for w, on in (('SMIL', smil), ('CMSA', cmsa), ('branch losses', loss)) if on is not None]
-                    head = dict(modalities=list(s), aggregator='smil' if smil else 'mean', fusion='cmsa' if cmsa else 'concat')
-                    out[f"{'+'.join(s)}: {', '.join(flags)}"] = dict(head=head, loss='published' if loss else 'fusion')
+                    flags = [
+                        w if on else f'no {w}'
+                        for w, on in (('SMIL', smil), ('CMSA', cmsa), ('branch losses', loss))
+                        if on is not None
+                    ]
+                    head = dict(
+                        modalities=list(s),
+                        aggregator='smil' if smil else 'mean',
+                        fusion='cmsa' if cmsa else 'concat',
+                    )
+                    out[f"{'+'.join(s)}: {', '.join(flags)}"] = dict(
+                        head=head, loss='published' if loss else 'fusion'
+                    )
     full = 'OM+IM+TEM: SMIL, CMSA, branch losses'
     return {'CMUS-Net': out.pop(full), **out}
 
-def threshold_models(thresholds=(0., .5, .75, 1., 1.25, 1.5, 2., 100.)) -> dict: # Name → settings
+# %% ../../nbs/evaluation/06_study.ipynb #c012
+def threshold_models(thresholds=(0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 100.0)) -> dict:  # Name → settings
     "SMIL's threshold t, swept; 0 keeps the medoid alone, 100 everything."
     return {'CMUS-Net' if t == 1.5 else f't = {t:g}': dict(head=dict(t=t)) for t in thresholds}
 
-def loss_models() -> dict: # Name → settings
+def loss_models() -> dict:  # Name → settings
     "How the losses are weighed."
-    return {'CMUS-Net': {}, **{f'loss: {l}': dict(loss=l) for l in ('equal', 'fusion', 'uncertainty', 'gradient')}}
-
-studies = dict(comparison=comparison_models, aggregators=aggregator_models, late=late_models, ablation=ablation_models, thresholds=threshold_models, losses=loss_models)
+    return {
+        'CMUS-Net': {},
+        **{f'loss: {l}': dict(loss=l) for l in ('equal', 'fusion', 'uncertainty', 'gradient')},
+    }
 
 # %% ../../nbs/evaluation/06_study.ipynb #c013
+studies = dict(
+    comparison=comparison_models,
+    aggregators=aggregator_models,
+    late=late_models,
+    ablation=ablation_models,
+    thresholds=threshold_models,
+    losses=loss_models,
+)
+
+# %% ../../nbs/evaluation/06_study.ipynb #c017
 def baseline_folds(
-    cohort:Cohort,  # Whose patients
-    folds,          # From `make_folds`
-    config:Config,  # Whose encoders
-    cache,          # A `FeatureCache`
-    C:float=.01,    # Strength of shrinkage, inverted; fixed, since chosen in cross-validation it is misled where images recur between patients
-) -> list: # Predictions, one table a repeat
+    cohort: Cohort,  # Whose patients
+    folds,  # From `make_folds`
+    config: Config,  # Whose encoders
+    cache,  # A `FeatureCache`
+    C: float = 0.01,  # Strength of shrinkage, inverted; fixed, since chosen in cross-validation it is misled where images recur between patients
+) -> list:  # Predictions, one table a repeat
     "Logistic regression on pooled frozen features, on the folds of a cross-validation."
     model = CMUSNet(len(cohort.classes), config.backbone, config.weights).eval()
-    x = FeatureCases(cache, cache.fill(model, cohort, size=config.size, resample=model.om.interpolation), cohort).pooled_table()
+    x = FeatureCases(
+        cache, cache.fill(model, cohort, size=config.size, resample=model.om.interpolation), cohort
+    ).pooled_table()
     row, out = {p: i for i, p in enumerate(cohort.df.index)}, {}
     for f in folds:
         a, b = ([row[p] for p in side] for side in (f.train, f.test))
-        p = logistic_baseline(x[a], cohort.df.label.iloc[a], x[b], cohort.classes, groups=cohort.df.group.iloc[a], C=C)
-        out.setdefault(f.repeat, []).append(predictions(f.test, cohort.df.label.iloc[b], p, cohort.classes, cohort.df.group.iloc[b]))
+        p = logistic_baseline(
+            x[a], cohort.df.label.iloc[a], x[b], cohort.classes, groups=cohort.df.group.iloc[a], C=C
+        )
+        out.setdefault(f.repeat, []).append(
+            predictions(f.test, cohort.df.label.iloc[b], p, cohort.classes, cohort.df.group.iloc[b])
+        )
     return [pd.concat(t) for t in out.values()]
 
-# %% ../../nbs/evaluation/06_study.ipynb #c015
-def _slug(name): return re.sub(r'[^A-Za-z0-9.=+-]+', '_', name).strip('_')
+# %% ../../nbs/evaluation/06_study.ipynb #c019
+def _slug(name):
+    return re.sub(r'[^A-Za-z0-9.=+-]+', '_', name).strip('_')
 
-def _changed(config, settings): return replace(config, **{**settings, 'head': {**config.head, **settings.get('head', {})}})
+def _changed(config, settings):
+    return replace(config, **{**settings, 'head': {**config.head, **settings.get('head', {})}})
 
+# %% ../../nbs/evaluation/06_study.ipynb #c020
 def run_study(
-    cohort:Cohort,          # Whose patients
-    models:dict,            # Name → settings that replace those of `config`: loss, epochs, …, and those parts of its head that are named
-    out,                    # Folder to write, or one that a study has begun
-    config:Config|None=None, # What all models share
-    k:int=5, repeats:int=1, seed:int=0, given=None, # Folds, as in `cross_validate`
-    cache=None,             # A `FeatureCache` or a folder; None: a `FeatureCache` in memory
-    progress:bool=True,     # Print a line a model
-    **kwargs,               # For `cross_validate`
-) -> dict: # Name → `CrossValidation`; the reference first
+    cohort: Cohort,  # Whose patients
+    models: dict,  # Name → settings that replace those of `config`: loss, epochs, …, and those parts of its head that are named
+    out,  # Folder to write, or one that a study has begun
+    config: Config | None = None,  # What all models share
+    k: int = 5,
+    repeats: int = 1,
+    seed: int = 0,
+    given=None,  # Folds, as in `cross_validate`
+    cache=None,  # A `FeatureCache` or a folder; None: a `FeatureCache` in memory
+    progress: bool = True,  # Print a line a model
+    **kwargs,  # For `cross_validate`
+) -> dict:  # Name → `CrossValidation`; the reference first
     "Cross-validate every model on identical folds."
-    out, config, rank, world = Path(out).expanduser().absolute(), config or Config(), rank_distrib(), max(num_distrib(), 1)
+    out, config, rank, world = (
+        Path(out).expanduser().absolute(),
+        config or Config(),
+        rank_distrib(),
+        max(num_distrib(), 1),
+    )
     out.mkdir(exist_ok=True)
-    cache = FeatureCache(cache, n_views=config.views, progress=progress) if cache is None or isinstance(cache, (str, Path)) else cache
+    cache = (
+        FeatureCache(cache, n_views=config.views, progress=progress)
+        if cache is None or isinstance(cache, (str, Path))
+        else cache
+    )
     cvs, start = {}, time.time()
     for i, (name, settings) in enumerate(models.items()):
-        if i % world != rank: continue
-        if progress: print(f'{i + 1} of {len(models)}: {name}', end=' ', flush=True)
-        with alone(): cvs[name] = cross_validate(cohort, out/_slug(name), _changed(config, settings), k, repeats, seed, given, cache, progress=False, page=False, **kwargs)
-        if progress: print('accuracy {:.3f}, AUC {:.3f}; {:.0f} min since the start'.format(*cvs[name].table(n_boot=2).estimate.iloc[:2], (time.time() - start)/60), flush=True)
-    if world > 1: join()
-    return {name: CrossValidation(out/_slug(name)) for name in models}
+        if i % world != rank:
+            continue
+        if progress:
+            print(f'{i + 1} of {len(models)}: {name}', end=' ', flush=True)
+        with alone():
+            cvs[name] = cross_validate(
+                cohort,
+                out / _slug(name),
+                _changed(config, settings),
+                k,
+                repeats,
+                seed,
+                given,
+                cache,
+                progress=False,
+                page=False,
+                **kwargs,
+            )
+        if progress:
+            print(
+                'accuracy {:.3f}, AUC {:.3f}; {:.0f} min since the start'.format(
+                    *cvs[name].table(n_boot=2).estimate.iloc[:2], (time.time() - start) / 60
+                ),
+                flush=True,
+            )
+    if world > 1:
+        join()
+    return {name: CrossValidation(out / _slug(name)) for name in models}
 
-# %% ../../nbs/evaluation/06_study.ipynb #c016
+# %% ../../nbs/evaluation/06_study.ipynb #c021
 def study_table(
-    readers:dict,           # Name → `CrossValidation`, or readings: tables of predictions, one a repeat
-    reference:str='CMUS-Net', # With whom the others are compared
-    n_boot:int=2000,        # Bootstrap resamples
-) -> pd.DataFrame: # One row a reader; columns (accuracy | macro_auc | macro_f1, estimate | low | high), and for the first two difference, diff_low, diff_high, p, p_adjusted
+    readers: dict,  # Name → `CrossValidation`, or readings: tables of predictions, one a repeat
+    reference: str = 'CMUS-Net',  # With whom the others are compared
+    n_boot: int = 2000,  # Bootstrap resamples
+) -> pd.DataFrame:  # One row a reader; columns (accuracy | macro_auc | macro_f1, estimate | low | high), and for the first two difference, diff_low, diff_high, p, p_adjusted
     "All models in one table: figures with intervals, and paired differences to the reference with p corrected by `compare_many`."
     read = {k: v.readings() if isinstance(v, CrossValidation) else v for k, v in readers.items()}
-    if reference not in read: raise ValueError(f"the reference {reference!r} is none of {list(read)}")
-    rows = {name: {(m, c): e.loc[m, c] for m in e.index for c in ('estimate', 'low', 'high')} for name, r in read.items() for e in [evaluate(r, n_boot=n_boot)]}
+    if reference not in read:
+        raise ValueError(f"the reference {reference!r} is none of {list(read)}")
+    rows = {
+        name: {(m, c): e.loc[m, c] for m in e.index for c in ('estimate', 'low', 'high')}
+        for name, r in read.items()
+        for e in [evaluate(r, n_boot=n_boot)]
+    }
     out = pd.DataFrame.from_dict(rows, orient='index')
     if len(out) > 1:
         d = compare_many(read, reference, n_boot).drop(columns='', level=0)
         out = out.join(d.rename(columns=dict(low='diff_low', high='diff_high', p_holm='p_adjusted'), level=1))
     return out.sort_index(axis=1, level=0, sort_remaining=False)
 
-# %% ../../nbs/evaluation/06_study.ipynb #c017
+# %% ../../nbs/evaluation/06_study.ipynb #c022
 def plot_study(
-    table:pd.DataFrame, # From `study_table`
-    reference:str='CMUS-Net', # Its line
-    metrics=('accuracy', 'macro_auc'), # One panel each
-    best:dict|None=None, # Metric → the best possible value, a dashed line
-):                      # The figure
+    table: pd.DataFrame,  # From `study_table`
+    reference: str = 'CMUS-Net',  # Its line
+    metrics=('accuracy', 'macro_auc'),  # One panel each
+    best: dict | None = None,  # Metric → the best possible value, a dashed line
+):  # The figure
     "Every model's figures with intervals; filled where it differs from the reference after correction."
-    fig, axs = plt.subplots(1, len(metrics), figsize=(3.6*len(metrics) + 2.6, .8 + .235*len(table)), sharey=True, layout='constrained', dpi=80, squeeze=False)
+    fig, axs = plt.subplots(
+        1,
+        len(metrics),
+        figsize=(3.6 * len(metrics) + 2.6, 0.8 + 0.235 * len(table)),
+        sharey=True,
+        layout='constrained',
+        dpi=80,
+        squeeze=False,
+    )
     for ax, m in zip(axs[0], metrics):
         t = table[m]
         ax.axvline(t.estimate[reference], color='#999', lw=1, zorder=0)
-        if best and m in best: ax.axvline(best[m], color=OKABE_ITO[2], lw=1, ls='--', zorder=0)
+        if best and m in best:
+            ax.axvline(best[m], color=OKABE_ITO[2], lw=1, ls='--', zorder=0)
         for i, (name, r) in enumerate(t.iterrows()):
-            c = '#000000' if name == reference else OKABE_ITO[0] if r.get('difference', 0) >= 0 else OKABE_ITO[1]
-            ax.plot([r.low, r.high], [i, i], color=c, lw=2, alpha=.55, solid_capstyle='butt')
-            ax.plot(r.estimate, i, 'o', ms=5, mec=c, mfc=c if name == reference or r.get('p_adjusted', 1) < .05 else 'white')
-        ax.set(yticks=range(len(t)), yticklabels=[n.replace('$', r'\$') for n in t.index], ylim=(len(t) - .4, -.6), xlabel=m.replace('macro_auc', 'macro AUC').replace('_', ' '))
-        ax.grid(axis='x', color='#e8e8e8', lw=.7); ax.set_axisbelow(True); quiet_axes(ax, ('top', 'right', 'left')); ax.tick_params(axis='y', length=0)
+            c = (
+                '#000000'
+                if name == reference
+                else OKABE_ITO[0]
+                if r.get('difference', 0) >= 0
+                else OKABE_ITO[1]
+            )
+            ax.plot([r.low, r.high], [i, i], color=c, lw=2, alpha=0.55, solid_capstyle='butt')
+            ax.plot(
+                r.estimate,
+                i,
+                'o',
+                ms=5,
+                mec=c,
+                mfc=c if name == reference or r.get('p_adjusted', 1) < 0.05 else 'white',
+            )
+        ax.set(
+            yticks=range(len(t)),
+            yticklabels=[n.replace('$', r'\$') for n in t.index],
+            ylim=(len(t) - 0.4, -0.6),
+            xlabel=m.replace('macro_auc', 'macro AUC').replace('_', ' '),
+        )
+        ax.grid(axis='x', color='#e8e8e8', lw=0.7)
+        ax.set_axisbelow(True)
+        quiet_axes(ax, ('top', 'right', 'left'))
+        ax.tick_params(axis='y', length=0)
     return fig
 
-# %% ../../nbs/evaluation/06_study.ipynb #c018
+# %% ../../nbs/evaluation/06_study.ipynb #c023
 def write_study(
-    path,               # JSON file to write
-    table:pd.DataFrame, # From `study_table`
-    **about,            # What a reader must know: command, data, split, seed, date
+    path,  # JSON file to write
+    table: pd.DataFrame,  # From `study_table`
+    **about,  # What a reader must know: command, data, split, seed, date
 ):
     "A study's table and how it came about, as JSON."
-    t = table.copy(); t.columns = ['|'.join(c) for c in t.columns]
-    write_file(Path(path), json.dumps(dict(about=about, environment=environment(), table=json.loads(t.to_json(orient='index', double_precision=6))), indent=1) + '\n')
+    t = table.copy()
+    t.columns = ['|'.join(c) for c in t.columns]
+    write_file(
+        Path(path),
+        json.dumps(
+            dict(
+                about=about,
+                environment=environment(),
+                table=json.loads(t.to_json(orient='index', double_precision=6)),
+            ),
+            indent=1,
+        )
+        + '\n',
+    )
 
-def read_study(path) -> tuple: # Table and about
+# %% ../../nbs/evaluation/06_study.ipynb #c024
+def read_study(path) -> tuple:  # Table and about
     "What `write_study` wrote."
     d = json.loads(Path(path).read_text(encoding='utf-8'))
     t = pd.DataFrame.from_dict(d['table'], orient='index')

@@ -28,126 +28,198 @@ from ..models.smil import SMIL, bag_distances
 # %% ../../nbs/explain/00_attribution.ipynb #c009
 OUTPUTS = 'fusion', *MODALITIES
 
+# %% ../../nbs/explain/00_attribution.ipynb #c010
 @dataclass
 class Case:
     "One opened patient, as a batch of one: images, masks, and the encoders' maps."
-    patient:str      # Name
-    label:str|None   # True class, if known
-    names:dict       # File names: 'OM', 'IM' (None where missing), 'TEM' (a list)
-    images:tuple     # OM [1,3,H,W], IM [1,3,H,W], TEM [1,N,3,H,W] in [0,1]; zeros where missing, one empty slot for an empty bag
-    masks:tuple      # True where an image is there, bool [1], [1], [1,N]
-    maps:tuple=None  # Feature maps [1,C,h,w], [1,C,h,w], [1,N,C,h,w]
+
+    patient: str  # Name
+    label: str | None  # True class, if known
+    names: dict  # File names: 'OM', 'IM' (None where missing), 'TEM' (a list)
+    images: tuple  # OM [1,3,H,W], IM [1,3,H,W], TEM [1,N,3,H,W] in [0,1]; zeros where missing, one empty slot for an empty bag
+    masks: tuple  # True where an image is there, bool [1], [1], [1,N]
+    maps: tuple = None  # Feature maps [1,C,h,w], [1,C,h,w], [1,N,C,h,w]
 
     @property
-    def present(self): return [m for m, mask in zip(MODALITIES, self.masks) if mask.any()] # Modalities that have an image
-    @property
-    def n(self): return len(self.names['TEM']) # Places of the bag
+    def present(self):
+        return [m for m, mask in zip(MODALITIES, self.masks) if mask.any()]  # Modalities that have an image
 
-# %% ../../nbs/explain/00_attribution.ipynb #c010
+    @property
+    def n(self):
+        return len(self.names['TEM'])  # Places of the bag
+
+# %% ../../nbs/explain/00_attribution.ipynb #c011
 class CasePredictor:
     "A trained model that opens a case, reads it, and can be asked why."
-    def __init__(self,
-        model:CMUSNet,           # A trained network; it is put into evaluation mode
-        classes,                 # Class names, in the order of the logits
-        size:int=224,            # Side of the images, px
-        resample:str='bicubic',  # How they are resized
-        temperature=1.,          # Softens probabilities: a number, or a dict from reading to number; see `fit_temperature`
+
+    def __init__(
+        self,
+        model: CMUSNet,  # A trained network; it is put into evaluation mode
+        classes,  # Class names, in the order of the logits
+        size: int = 224,  # Side of the images, px
+        resample: str = 'bicubic',  # How they are resized
+        temperature=1.0,  # Softens probabilities: a number, or a dict from reading to number; see `fit_temperature`
     ):
         self.model, self.classes, self.size = model.eval(), list(classes), size
-        self.temperature = {r: float(temperature.get(r, 1.) if isinstance(temperature, dict) else temperature) for r in OUTPUTS}
+        self.temperature = {
+            r: float(temperature.get(r, 1.0) if isinstance(temperature, dict) else temperature)
+            for r in OUTPUTS
+        }
         self._slots = [LoadSlot(m, size, resample) for m in MODALITIES]
 
     @torch.no_grad()
-    def __call__(self, case:Case, need_weights=False) -> CMUSOutput:
+    def __call__(self, case: Case, need_weights=False) -> CMUSOutput:
         "What the model says about a case."
         return self.model.head(*zip(case.maps, case.masks), need_weights=need_weights)
 
-    def target(self, case, target=None) -> int: # Number of the class: of this name or number, or the predicted one
+    def target(
+        self, case, target=None
+    ) -> int:  # Number of the class: of this name or number, or the predicted one
         "The class to explain."
-        if target is None: return int(self(case).fusion[0].argmax())
-        if isinstance(target, str) and target not in self.classes: raise ValueError(f"no class is called {target!r}: choose from {self.classes}")
+        if target is None:
+            return int(self(case).fusion[0].argmax())
+        if isinstance(target, str) and target not in self.classes:
+            raise ValueError(f"no class is called {target!r}: choose from {self.classes}")
         return self.classes.index(target) if isinstance(target, str) else int(target)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c011
+# %% ../../nbs/explain/00_attribution.ipynb #c012
 from fastcore.basics import patch
 
-# %% ../../nbs/explain/00_attribution.ipynb #c012
+# %% ../../nbs/explain/00_attribution.ipynb #c013
 @patch
 @torch.no_grad()
-def open(self:CasePredictor, row) -> Case: # row: of a cohort, `cohort['P001']`
+def open(self: CasePredictor, row) -> Case:  # row: of a cohort, `cohort['P001']`
     "Read and encode the images of one patient."
-    try: slots = [slot(row[m]) for slot, m in zip(self._slots, MODALITIES)]
-    except (OSError, ValueError) as e: raise OSError(f"patient {row.name}: {e}") from e
+    try:
+        slots = [slot(row[m]) for slot, m in zip(self._slots, MODALITIES)]
+    except (OSError, ValueError) as e:
+        raise OSError(f"patient {row.name}: {e}") from e
     device = next(self.model.parameters()).device
-    images, masks = zip(*[(x.as_subclass(Tensor)[None].to(device).float()/255, m.as_subclass(Tensor)[None].to(device)) for x, m in slots])
-    if not images[2].shape[1]: images, masks = (*images[:2], torch.zeros_like(images[0])[:, None]), (*masks[:2], torch.zeros_like(masks[0])[:, None])
-    if not any(m.any() for m in masks): raise ValueError(f"patient {row.name} has no image of any modality, so there is nothing to read")
+    images, masks = zip(
+        *[
+            (x.as_subclass(Tensor)[None].to(device).float() / 255, m.as_subclass(Tensor)[None].to(device))
+            for x, m in slots
+        ]
+    )
+    if not images[2].shape[1]:
+        images, masks = (
+            (*images[:2], torch.zeros_like(images[0])[:, None]),
+            (*masks[:2], torch.zeros_like(masks[0])[:, None]),
+        )
+    if not any(m.any() for m in masks):
+        raise ValueError(f"patient {row.name} has no image of any modality, so there is nothing to read")
     name = lambda p: None if p is None else Path(p).name
-    return self.encode(Case(str(row.name), row.get('label'), dict(OM=name(row.OM), IM=name(row.IM), TEM=[name(p) for p in row.TEM]), images, masks))
+    return self.encode(
+        Case(
+            str(row.name),
+            row.get('label'),
+            dict(OM=name(row.OM), IM=name(row.IM), TEM=[name(p) for p in row.TEM]),
+            images,
+            masks,
+        )
+    )
 
+# %% ../../nbs/explain/00_attribution.ipynb #c014
 @patch
 @torch.no_grad()
-def encode(self:CasePredictor, case:Case) -> Case: # case: whose images may have been changed
+def encode(self: CasePredictor, case: Case) -> Case:  # case: whose images may have been changed
     "The case with fresh maps."
     maps = [None if p is None else p[0] for p in self.model.encode(*zip(case.images, case.masks))]
     shape = next(f for f in maps if f is not None).shape[-3:]
-    return replace(case, maps=tuple(x.new_zeros(*x.shape[:-3], *shape) if f is None else f for f, x in zip(maps, case.images)))
+    return replace(
+        case,
+        maps=tuple(x.new_zeros(*x.shape[:-3], *shape) if f is None else f for f, x in zip(maps, case.images)),
+    )
 
+# %% ../../nbs/explain/00_attribution.ipynb #c015
 @patch
-def probs(self:CasePredictor, case:Case) -> pd.DataFrame: # Rows fusion, OM, IM, TEM; columns classes; NaN for a branch without its modality
+def probs(
+    self: CasePredictor, case: Case
+) -> pd.DataFrame:  # Rows fusion, OM, IM, TEM; columns classes; NaN for a branch without its modality
     "Calibrated probabilities of the fusion and of every branch."
     out, here = self(case), ['fusion', *case.present]
-    p = {r: (getattr(out, r.lower())[0].float()/self.temperature[r]).softmax(0).cpu().numpy() for r in OUTPUTS}
-    return pd.DataFrame({r: v if r in here else np.full(len(v), np.nan) for r, v in p.items()}, index=self.classes).T
+    p = {
+        r: (getattr(out, r.lower())[0].float() / self.temperature[r]).softmax(0).cpu().numpy()
+        for r in OUTPUTS
+    }
+    return pd.DataFrame(
+        {r: v if r in here else np.full(len(v), np.nan) for r, v in p.items()}, index=self.classes
+    ).T
 
-# %% ../../nbs/explain/00_attribution.ipynb #c013
+# %% ../../nbs/explain/00_attribution.ipynb #c016
 def as_predictor(
-    learn,          # `CMUSLearner`, or a reader, which passes through
-    temperature=1., # See `CasePredictor`
-) -> CasePredictor: # Shares the learner's model
+    learn,  # `CMUSLearner`, or a reader, which passes through
+    temperature=1.0,  # See `CasePredictor`
+) -> CasePredictor:  # Shares the learner's model
     "A reader of a learner's model."
-    if isinstance(learn, CasePredictor): return learn
-    return CasePredictor(learn.model, learn.dls.vocab, learn.dls.reading['size'], learn.dls.reading['resample'], temperature)
+    if isinstance(learn, CasePredictor):
+        return learn
+    return CasePredictor(
+        learn.model, learn.dls.vocab, learn.dls.reading['size'], learn.dls.reading['resample'], temperature
+    )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c019
+# %% ../../nbs/explain/00_attribution.ipynb #c022
 @patch
-def hide(self:Case, *modalities) -> Case: # modalities: some of 'OM', 'IM', 'TEM'
+def hide(self: Case, *modalities) -> Case:  # modalities: some of 'OM', 'IM', 'TEM'
     "The same case without these modalities."
-    if wrong := sorted(set(modalities) - set(MODALITIES)): raise ValueError(f"no modality is called {wrong}: choose from {MODALITIES}")
+    if wrong := sorted(set(modalities) - set(MODALITIES)):
+        raise ValueError(f"no modality is called {wrong}: choose from {MODALITIES}")
     return replace(self, masks=tuple(m & (name not in modalities) for name, m in zip(MODALITIES, self.masks)))
 
+# %% ../../nbs/explain/00_attribution.ipynb #c023
 @patch
-def drop(self:Case, *places) -> Case: # places: of TEM images in the bag
+def drop(self: Case, *places) -> Case:  # places: of TEM images in the bag
     "The same case without these TEM images."
-    if wrong := [i for i in places if not 0 <= i < self.n]: raise IndexError(f"patient {self.patient} has {self.n} TEM images, numbered from 0; there is no {wrong}")
+    if wrong := [i for i in places if not 0 <= i < self.n]:
+        raise IndexError(
+            f"patient {self.patient} has {self.n} TEM images, numbered from 0; there is no {wrong}"
+        )
     mask = self.masks[2].clone()
     mask[:, list(places)] = False
     return replace(self, masks=(*self.masks[:2], mask))
 
+# %% ../../nbs/explain/00_attribution.ipynb #c024
 @patch
-def put(self:Case,
-    place:int,   # In this bag
-    other:Case,  # Another case of the same reader
-    its:int,     # Place in its bag
+def put(
+    self: Case,
+    place: int,  # In this bag
+    other: Case,  # Another case of the same reader
+    its: int,  # Place in its bag
 ) -> Case:
     "The same case with one TEM image taken from another case."
-    if not (0 <= place < self.n and 0 <= its < other.n): raise IndexError(f"places {place} of {self.n} and {its} of {other.n} TEM images: numbers start from 0")
-    swap = lambda mine, theirs: torch.cat([mine[:, :place], theirs[:, its:its + 1], mine[:, place + 1:]], 1)
+    if not (0 <= place < self.n and 0 <= its < other.n):
+        raise IndexError(
+            f"places {place} of {self.n} and {its} of {other.n} TEM images: numbers start from 0"
+        )
+    swap = lambda mine, theirs: torch.cat(
+        [mine[:, :place], theirs[:, its : its + 1], mine[:, place + 1 :]], 1
+    )
     new = lambda mine, theirs: (*mine[:2], swap(mine[2], theirs[2]))
-    names = [*self.names['TEM'][:place], other.names['TEM'][its], *self.names['TEM'][place + 1:]]
-    return replace(self, names={**self.names, 'TEM': names}, images=new(self.images, other.images), maps=new(self.maps, other.maps), masks=new(self.masks, other.masks))
+    names = [*self.names['TEM'][:place], other.names['TEM'][its], *self.names['TEM'][place + 1 :]]
+    return replace(
+        self,
+        names={**self.names, 'TEM': names},
+        images=new(self.images, other.images),
+        maps=new(self.maps, other.maps),
+        masks=new(self.masks, other.masks),
+    )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c022
+# %% ../../nbs/explain/00_attribution.ipynb #c027
 def _variants(reader, case, om, im, tem, k, reading='fusion'):
     "Probability of class k under other masks, OM [V], IM [V], TEM [V,N] → [V]"
     masks = [m.to(case.masks[0].device) for m in (om, im, tem)]
-    with torch.no_grad(): out = reader.model.head(*[(f.expand(len(om), *f.shape[1:]), m) for f, m in zip(case.maps, masks)])
-    return (getattr(out, reading.lower()).float()/reader.temperature[reading]).softmax(1)[:, k].cpu().numpy()
+    with torch.no_grad():
+        out = reader.model.head(*[(f.expand(len(om), *f.shape[1:]), m) for f, m in zip(case.maps, masks)])
+    return (
+        (getattr(out, reading.lower()).float() / reader.temperature[reading]).softmax(1)[:, k].cpu().numpy()
+    )
 
+# %% ../../nbs/explain/00_attribution.ipynb #c028
 def contributions(
-    reader:CasePredictor, case:Case,
-    target=None,       # Class, name or number; None: the predicted one
-) -> np.ndarray: # Probability of the class with all images minus that without this one, [N]; 0 for an image that is not there
+    reader: CasePredictor,
+    case: Case,
+    target=None,  # Class, name or number; None: the predicted one
+) -> np.ndarray:  # Probability of the class with all images minus that without this one, [N]; 0 for an image that is not there
     "What the probability of a class loses when one TEM image at a time is taken away."
     k, n, (om, im, tem) = reader.target(case, target), case.n, case.masks
     masks = tem.repeat(n + 1, 1)
@@ -155,335 +227,527 @@ def contributions(
     p = _variants(reader, case, om.repeat(n + 1), im.repeat(n + 1), masks, k)
     return p[-1] - p[:-1]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c023
+# %% ../../nbs/explain/00_attribution.ipynb #c029
 def instances(
-    reader:CasePredictor, case:Case,
-    target=None,       # Class, name or number; None: the predicted one
-) -> pd.DataFrame: # A row an image: name, here, weight, share, contribution; with SMIL also distance (in mean pairwise distances), kept, medoid
+    reader: CasePredictor,
+    case: Case,
+    target=None,  # Class, name or number; None: the predicted one
+) -> pd.DataFrame:  # A row an image: name, here, weight, share, contribution; with SMIL also distance (in mean pairwise distances), kept, medoid
     "What became of every TEM image of a bag."
-    n, here, agg = case.n, case.masks[2][0, :case.n].cpu().numpy(), reader.model.head.aggregator
-    t = pd.DataFrame(dict(name=case.names['TEM'], here=here, weight=reader(case).weights[0, :n].float().cpu().numpy()))
-    t['share'] = t.weight/max(t.weight.sum(), 1e-12)
+    n, here, agg = case.n, case.masks[2][0, : case.n].cpu().numpy(), reader.model.head.aggregator
+    t = pd.DataFrame(
+        dict(name=case.names['TEM'], here=here, weight=reader(case).weights[0, :n].float().cpu().numpy())
+    )
+    t['share'] = t.weight / max(t.weight.sum(), 1e-12)
     t['contribution'] = contributions(reader, case, target) if here.any() else np.zeros(n)
     if isinstance(agg, SMIL) and here.any():
         D, m = bag_distances(case.maps[2], case.masks[2])[0, :n, :n].cpu().numpy(), here.sum()
-        medoid, mean = np.where(here, D.sum(1), np.inf).argmin(), D.sum()/max(m*(m - 1), 1)
-        t['distance'] = np.where(here, D[medoid]/(mean or 1), np.nan)
-        t['kept'], t['medoid'] = here & (t.distance <= agg.t*(1 + 1e-6)), np.arange(n) == medoid
+        medoid, mean = np.where(here, D.sum(1), np.inf).argmin(), D.sum() / max(m * (m - 1), 1)
+        t['distance'] = np.where(here, D[medoid] / (mean or 1), np.nan)
+        t['kept'], t['medoid'] = here & (t.distance <= agg.t * (1 + 1e-6)), np.arange(n) == medoid
     return t
 
-# %% ../../nbs/explain/00_attribution.ipynb #c026
-def picture(x:Tensor) -> np.ndarray: # uint8 [H,W,3]
+# %% ../../nbs/explain/00_attribution.ipynb #c032
+def picture(x: Tensor) -> np.ndarray:  # uint8 [H,W,3]
     "An image tensor [3,H,W] in [0,1] as numbers to show."
-    return (x.permute(1, 2, 0).clamp(0, 1).cpu().numpy()*255 + .5).astype(np.uint8)
+    return (x.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
 
+# %% ../../nbs/explain/00_attribution.ipynb #c033
 def plot_bag(
-    case:Case,
-    table:pd.DataFrame, # From `instances`
-    t:float=None,       # SMIL's threshold, to write beside the distances
+    case: Case,
+    table: pd.DataFrame,  # From `instances`
+    t: float = None,  # SMIL's threshold, to write beside the distances
 ):
     "The bag in order of weight: a bar for the weight, the distance to the medoid, and the contribution."
     order = table.index[table.here][np.argsort(-table.weight[table.here], kind='stable')]
-    fig, axs = plt.subplots(2, max(len(order), 1), figsize=(1.7*max(len(order), 2), 2.6), dpi=80, squeeze=False, height_ratios=(6, 1), layout='constrained')
-    for ax in axs.flat: ax.set_axis_off()
+    fig, axs = plt.subplots(
+        2,
+        max(len(order), 1),
+        figsize=(1.7 * max(len(order), 2), 2.6),
+        dpi=80,
+        squeeze=False,
+        height_ratios=(6, 1),
+        layout='constrained',
+    )
+    for ax in axs.flat:
+        ax.set_axis_off()
     for (top, bar), i in zip(axs.T, order):
         r = table.loc[i]
         top.imshow(picture(case.images[2][0, i]))
-        far = f"\n{'medoid' if r.medoid else f'd = {r.distance:.2f}' + ('' if t is None else f' of {t}') + ('' if r.kept else ', rejected')}" if 'distance' in table else ''
+        far = (
+            f"\n{'medoid' if r.medoid else f'd = {r.distance:.2f}' + ('' if t is None else f' of {t}') + ('' if r.kept else ', rejected')}"
+            if 'distance' in table
+            else ''
+        )
         top.set_title(f'TEM {i + 1}{far}', fontsize=8)
-        bar.barh(0, 1, color='#e4e4e4'); bar.barh(0, r.weight/max(table.weight.max(), 1e-12), color=OUTPUT_COLOURS['tem']); bar.set_xlim(0, 1)
+        bar.barh(0, 1, color='#e4e4e4')
+        bar.barh(0, r.weight / max(table.weight.max(), 1e-12), color=OUTPUT_COLOURS['tem'])
+        bar.set_xlim(0, 1)
         bar.text(0, -1.1, f'weight {r.weight:.2f}, Δp {r.contribution:+.2f}', fontsize=8)
-        bar.set_ylim(-1.2, .6)
+        bar.set_ylim(-1.2, 0.6)
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c029
+# %% ../../nbs/explain/00_attribution.ipynb #c036
 @torch.no_grad()
 def attention(
-    reader:CasePredictor, case:Case,
-    token:tuple=None,  # (row, column) of one token of the bag's map; None: mean over all that ask
-    head:int=None,     # One head; None: mean over heads
-) -> dict: # 'OM', 'IM', those that are there → share of attention at each place, [h,w], sum 1; empty where the fusion has no such attention, or nobody asks
+    reader: CasePredictor,
+    case: Case,
+    token: tuple = None,  # (row, column) of one token of the bag's map; None: mean over all that ask
+    head: int = None,  # One head; None: mean over heads
+) -> dict:  # 'OM', 'IM', those that are there → share of attention at each place, [h,w], sum 1; empty where the fusion has no such attention, or nobody asks
     "Where TEM looks in OM and IM."
     attn, (h, w) = reader(case, need_weights=True).attn or {}, case.maps[0].shape[-2:]
-    if 'om' not in attn or 'TEM' not in case.present: return {}
-    def one(a):                                                               # [heads,T,T']
-        if head is not None and not 0 <= head < len(a): raise ValueError(f"there is no head {head}: {len(a)} in all, numbered from 0; heads are separate only with split_heads=True")
+    if 'om' not in attn or 'TEM' not in case.present:
+        return {}
+
+    def one(a):  # [heads,T,T']
+        if head is not None and not 0 <= head < len(a):
+            raise ValueError(
+                f"there is no head {head}: {len(a)} in all, numbered from 0; heads are separate only with split_heads=True"
+            )
         a = a.mean(0) if head is None else a[head]
-        return (a.mean(0) if token is None else a[token[0]*w + token[1] if len(a) > 1 else 0]).view(h, w).float().cpu().numpy()
+        return (
+            (a.mean(0) if token is None else a[token[0] * w + token[1] if len(a) > 1 else 0])
+            .view(h, w)
+            .float()
+            .cpu()
+            .numpy()
+        )
+
     return {m: one(attn[m.lower()][0]) for m in ('OM', 'IM') if m in case.present}
 
-# %% ../../nbs/explain/00_attribution.ipynb #c034
+# %% ../../nbs/explain/00_attribution.ipynb #c041
 class HeldWeights(nn.Module):
     "SMIL with the weights that one bag received, held fast."
-    def __init__(self,
-        smil:SMIL,      # Whose reduction
-        weights:Tensor, # Of the bag's images, [1,N]
+
+    def __init__(
+        self,
+        smil: SMIL,  # Whose reduction
+        weights: Tensor,  # Of the bag's images, [1,N]
     ):
         super().__init__()
         self.reduce, self.weights = smil.reduce, weights
 
-    def forward(self, feats, mask): # [B,N,C,h,w], [B,N]
-        w = self.weights*mask
-        a = w/w.sum(1, keepdim=True).clamp(min=1) if self.reduce == 'mean' else w
+    def forward(self, feats, mask):  # [B,N,C,h,w], [B,N]
+        w = self.weights * mask
+        a = w / w.sum(1, keepdim=True).clamp(min=1) if self.reduce == 'mean' else w
         return torch.einsum('bn,bnchw->bchw', a, feats), w
 
-# %% ../../nbs/explain/00_attribution.ipynb #c035
+# %% ../../nbs/explain/00_attribution.ipynb #c042
 class Answer(nn.Module):
     "Logits of one reading as a function of OM, IM and TEM, images or maps, and of their masks: the form that Captum asks for."
-    def __init__(self,
-        reader:CasePredictor,
-        case:Case,            # The case that is explained
-        reading:str='fusion', # Whose logits: 'fusion' or a branch, 'OM', 'IM', 'TEM'
-        hold:bool=False,      # Hold SMIL's weights: for gradients
-        memo:bool=False,      # Take the case's own maps for images that are the case's own: for perturbations, without gradients
+
+    def __init__(
+        self,
+        reader: CasePredictor,
+        case: Case,  # The case that is explained
+        reading: str = 'fusion',  # Whose logits: 'fusion' or a branch, 'OM', 'IM', 'TEM'
+        hold: bool = False,  # Hold SMIL's weights: for gradients
+        memo: bool = False,  # Take the case's own maps for images that are the case's own: for perturbations, without gradients
     ):
         super().__init__()
         self.model, self.case, self.reading, self.memo = reader.model, case, reading.lower(), memo
-        self.tap = nn.ModuleDict({m: nn.Identity() for m in MODALITIES})          # where layer methods listen to the maps
+        self.tap = nn.ModuleDict(
+            {m: nn.Identity() for m in MODALITIES}
+        )  # where layer methods listen to the maps
         agg = reader.model.head.aggregator
         self.held = HeldWeights(agg, reader(case).weights) if hold and isinstance(agg, SMIL) else None
 
-    def forward(self, *xs_masks): # OM [B,…], IM [B,…], TEM [B,N,…], and their masks [B], [B], [B,N]
+    def forward(self, *xs_masks):  # OM [B,…], IM [B,…], TEM [B,N,…], and their masks [B], [B], [B,N]
         xs, masks, head = xs_masks[:3], xs_masks[3:], self.model.head
         maps = [self.encode(i, x, m) for i, (x, m) in enumerate(zip(xs, masks))]
         maps = [self.tap[name](f.flatten(0, -4)).view_as(f) for name, f in zip(MODALITIES, maps)]
         agg = head.aggregator
-        if self.held is not None: head.aggregator = self.held
-        try: out = getattr(head(*zip(maps, masks)), self.reading)
-        finally: head.aggregator = agg
-        return out + sum(0*x.flatten(1).sum(1, keepdim=True) for x, m in zip(xs, masks) if not m.any())   # gradient 0, not none, where nothing is
+        if self.held is not None:
+            head.aggregator = self.held
+        try:
+            out = getattr(head(*zip(maps, masks)), self.reading)
+        finally:
+            head.aggregator = agg
+        return out + sum(
+            0 * x.flatten(1).sum(1, keepdim=True) for x, m in zip(xs, masks) if not m.any()
+        )  # gradient 0, not none, where nothing is
 
     def encode(self, i, x, mask):
-        encoder, own = (self.model.om, self.model.im, self.model.tem)[i], self.case.maps[i].expand(len(x), *self.case.maps[i].shape[1:])
-        if x.shape[-3] == encoder.dim: return x
-        if self.memo: mask = mask & (x != self.case.images[i]).flatten(mask.ndim).any(-1)
+        encoder, own = (
+            (self.model.om, self.model.im, self.model.tem)[i],
+            self.case.maps[i].expand(len(x), *self.case.maps[i].shape[1:]),
+        )
+        if x.shape[-3] == encoder.dim:
+            return x
+        if self.memo:
+            mask = mask & (x != self.case.images[i]).flatten(mask.ndim).any(-1)
         f = encode_real(encoder, x, mask, self.model.chunk)
-        if f is None: return own if self.memo else torch.zeros_like(own)
-        return torch.where(mask[(..., *[None]*3)], f, own) if self.memo else f
+        if f is None:
+            return own if self.memo else torch.zeros_like(own)
+        return torch.where(mask[(..., *[None] * 3)], f, own) if self.memo else f
 
-# %% ../../nbs/explain/00_attribution.ipynb #c038
+# %% ../../nbs/explain/00_attribution.ipynb #c045
 BASELINES = dict(OM='white', IM='black', TEM='grey')
 
+# %% ../../nbs/explain/00_attribution.ipynb #c046
 def baseline(
-    case:Case,
-    baselines:dict=None, # Modality → 'white', 'black', 'grey' (mean of the case's images), 'blur', or a number in [0,1]; the others are as in `BASELINES`
-) -> tuple: # OM, IM, TEM, shaped as the case's images; padding is 0, as it is there
+    case: Case,
+    baselines: dict = None,  # Modality → 'white', 'black', 'grey' (mean of the case's images), 'blur', or a number in [0,1]; the others are as in `BASELINES`
+) -> tuple:  # OM, IM, TEM, shaped as the case's images; padding is 0, as it is there
     "Images in which there is nothing to see."
-    if wrong := sorted(set(baselines or {}) - set(MODALITIES)): raise ValueError(f"baselines for {wrong}: there are only {MODALITIES}")
+    if wrong := sorted(set(baselines or {}) - set(MODALITIES)):
+        raise ValueError(f"baselines for {wrong}: there are only {MODALITIES}")
+
     def one(x, mask, b):
-        here = mask[(..., *[None]*3)]
-        if b == 'blur': return torch.as_tensor(gaussian_filter(x.cpu().numpy(), [0]*(x.ndim - 2) + [x.shape[-1]/16]*2), device=x.device)*here
-        v = dict(white=1., black=0., grey=x[mask].mean().item() if mask.any() else .5).get(b, b)
-        if isinstance(v, str) or not 0 <= v <= 1: raise ValueError(f"baseline {b!r}: choose 'white', 'black', 'grey', 'blur' or a number from 0 to 1")
-        return torch.full_like(x, v)*here
-    return tuple(one(x, m, b) for x, m, b in zip(case.images, case.masks, {**BASELINES, **(baselines or {})}.values()))
+        here = mask[(..., *[None] * 3)]
+        if b == 'blur':
+            return (
+                torch.as_tensor(
+                    gaussian_filter(x.cpu().numpy(), [0] * (x.ndim - 2) + [x.shape[-1] / 16] * 2),
+                    device=x.device,
+                )
+                * here
+            )
+        v = dict(white=1.0, black=0.0, grey=x[mask].mean().item() if mask.any() else 0.5).get(b, b)
+        if isinstance(v, str) or not 0 <= v <= 1:
+            raise ValueError(
+                f"baseline {b!r}: choose 'white', 'black', 'grey', 'blur' or a number from 0 to 1"
+            )
+        return torch.full_like(x, v) * here
 
-# %% ../../nbs/explain/00_attribution.ipynb #c040
-def _bite(case): return max(1, 32//(case.n + 2))    # cases in one evaluation, so that about 32 images are in memory
+    return tuple(
+        one(x, m, b) for x, m, b in zip(case.images, case.masks, {**BASELINES, **(baselines or {})}.values())
+    )
 
-def _integrated_gradients(answer, case, k, base, n_steps=None, tol=.01, most=1024, internal_batch_size=None):
+# %% ../../nbs/explain/00_attribution.ipynb #c048
+def _bite(case):
+    return max(1, 32 // (case.n + 2))  # cases in one evaluation, so that about 32 images are in memory
+
+# %% ../../nbs/explain/00_attribution.ipynb #c049
+def _integrated_gradients(answer, case, k, base, n_steps=None, tol=0.01, most=1024, internal_batch_size=None):
     "Along a straight path; `n_steps` equal steps, or None: pieces of two steps, cut where delta is largest."
     method, steps = IntegratedGradients(answer), n_steps or 2
-    at = lambda s: tuple(b + s*(x - b) for x, b in zip(case.images, base)) if s < 1 else case.images
+    at = lambda s: tuple(b + s * (x - b) for x, b in zip(case.images, base)) if s < 1 else case.images
+
     def piece(lo, hi):
-        a, delta = method.attribute(at(hi), at(lo), target=k, additional_forward_args=case.masks, n_steps=steps, internal_batch_size=internal_batch_size or _bite(case), return_convergence_delta=True)
+        a, delta = method.attribute(
+            at(hi),
+            at(lo),
+            target=k,
+            additional_forward_args=case.masks,
+            n_steps=steps,
+            internal_batch_size=internal_batch_size or _bite(case),
+            return_convergence_delta=True,
+        )
         return delta.item(), lo, hi, a
-    with torch.no_grad(): diff = (answer(*case.images, *case.masks) - answer(*base, *case.masks))[0, k].item()
-    pieces, used = [piece(0., 1.)] if n_steps else [piece(0., .5), piece(.5, 1.)], steps if n_steps else 2*steps
-    while not n_steps and abs(sum(p[0] for p in pieces)) > tol*abs(diff) and used < most:
+
+    with torch.no_grad():
+        diff = (answer(*case.images, *case.masks) - answer(*base, *case.masks))[0, k].item()
+    pieces, used = (
+        [piece(0.0, 1.0)] if n_steps else [piece(0.0, 0.5), piece(0.5, 1.0)],
+        steps if n_steps else 2 * steps,
+    )
+    while not n_steps and abs(sum(p[0] for p in pieces)) > tol * abs(diff) and used < most:
         _, lo, hi, _ = pieces.pop(max(range(len(pieces)), key=lambda i: abs(pieces[i][0])))
-        pieces += [piece(lo, (lo + hi)/2), piece((lo + hi)/2, hi)]; used += 2*steps
+        pieces += [piece(lo, (lo + hi) / 2), piece((lo + hi) / 2, hi)]
+        used += 2 * steps
     delta = sum(p[0] for p in pieces)
-    if abs(delta) > tol*abs(diff): warnings.warn(f"patient {case.patient}: integrated gradients with {used} steps miss the difference of logits by {abs(delta)/max(abs(diff), 1e-12):.1%}; allow more steps")
+    if abs(delta) > tol * abs(diff):
+        warnings.warn(
+            f"patient {case.patient}: integrated gradients with {used} steps miss the difference of logits by {abs(delta) / max(abs(diff), 1e-12):.1%}; allow more steps"
+        )
     return [sum(xs) for xs in zip(*(p[3] for p in pieces))], dict(delta=delta, difference=diff, steps=used)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c042
+# %% ../../nbs/explain/00_attribution.ipynb #c051
 @contextmanager
 def _seeded(seed):
     "Random numbers of torch and numpy from `seed` on; afterwards they go on as before."
     state = np.random.get_state()
     with torch.random.fork_rng():
-        torch.manual_seed(seed); np.random.seed(seed)
-        try: yield
-        finally: np.random.set_state(state)
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(state)
 
-def _gradient_shap(answer, case, k, base, n_samples=16, stdevs=.05, internal_batch_size=None, seed=0):
+# %% ../../nbs/explain/00_attribution.ipynb #c052
+def _gradient_shap(answer, case, k, base, n_samples=16, stdevs=0.05, internal_batch_size=None, seed=0):
     "A few samples at a time, for memory."
     method, size, sums, done = GradientShap(answer), internal_batch_size or _bite(case), (0, 0, 0), 0
     with _seeded(seed):
         while done < n_samples:
             n = min(size, n_samples - done)
-            a = method.attribute(case.images, base, n_samples=n, stdevs=stdevs, target=k, additional_forward_args=case.masks)
-            sums, done = [t + n*x for t, x in zip(sums, a)], done + n
-    return [t/done for t in sums], dict(samples=done)
+            a = method.attribute(
+                case.images, base, n_samples=n, stdevs=stdevs, target=k, additional_forward_args=case.masks
+            )
+            sums, done = [t + n * x for t, x in zip(sums, a)], done + n
+    return [t / done for t in sums], dict(samples=done)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c044
+# %% ../../nbs/explain/00_attribution.ipynb #c054
 def _gradcam(answer, case, k, base):
     "On the last map of each encoder, drawn out to the image's size."
     maps, size = tuple(f.clone().requires_grad_() for f in case.maps), case.images[0].shape[-2:]
-    cams = [LayerGradCam(answer, tap).attribute(maps, k, case.masks, relu_attributions=True) for tap in answer.tap.values()]      # [1 or N,1,h,w]
-    return [LayerGradCam.interpolate(c, size, 'bilinear').view(*x.shape[:-3], 1, *size) for c, x in zip(cams, case.images)], {}
+    cams = [
+        LayerGradCam(answer, tap).attribute(maps, k, case.masks, relu_attributions=True)
+        for tap in answer.tap.values()
+    ]  # [1 or N,1,h,w]
+    return [
+        LayerGradCam.interpolate(c, size, 'bilinear').view(*x.shape[:-3], 1, *size)
+        for c, x in zip(cams, case.images)
+    ], {}
 
+# %% ../../nbs/explain/00_attribution.ipynb #c055
 def _occlusion(answer, case, k, base, window=None, stride=None, perturbations_per_eval=8):
     "What the logit loses where a square of `window` px is covered; a seventh of the image's side by default."
-    w = window or case.images[0].shape[-1]//7
+    w = window or case.images[0].shape[-1] // 7
     shapes = [tuple((*lead, 3, s, s) for lead in ((), (), (1,))) for s in (w, stride or w)]
-    with torch.no_grad(): return Occlusion(answer).attribute(case.images, *shapes, base, k, case.masks, perturbations_per_eval), dict(window=w, stride=stride or w)
+    with torch.no_grad():
+        return Occlusion(answer).attribute(
+            case.images, *shapes, base, k, case.masks, perturbations_per_eval
+        ), dict(window=w, stride=stride or w)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c045
+# %% ../../nbs/explain/00_attribution.ipynb #c056
 def _superpixels(image, n):
     "Number of the piece that each pixel of [3,H,W] belongs to, [1,H,W]."
-    return torch.as_tensor(slic(image.permute(1, 2, 0).cpu().double().numpy(), n, compactness=10, start_label=0, channel_axis=2), device=image.device)[None]
+    return torch.as_tensor(
+        slic(image.permute(1, 2, 0).cpu().double().numpy(), n, compactness=10, start_label=0, channel_axis=2),
+        device=image.device,
+    )[None]
 
+# %% ../../nbs/explain/00_attribution.ipynb #c057
 def _ablation(answer, case, k, base, segments=36, perturbations_per_eval=8):
     "What the logit loses where a superpixel, one of about `segments` of an image, is replaced by the baseline."
     ids, start = [], 0
     for x, mask in zip(case.images, case.masks):
         pieces = []
         for y, here in zip(x.flatten(0, -4), mask.flatten()):
-            pieces.append((_superpixels(y, segments) if here else torch.zeros_like(y[:1], dtype=torch.long)) + start)
+            pieces.append(
+                (_superpixels(y, segments) if here else torch.zeros_like(y[:1], dtype=torch.long)) + start
+            )
             start = int(pieces[-1].max()) + 1
         ids.append(torch.stack(pieces).view(*x.shape[:-3], 1, *x.shape[-2:]))
-    with torch.no_grad(): return FeatureAblation(answer).attribute(case.images, base, k, case.masks, tuple(ids), perturbations_per_eval), dict(pieces=start)
+    with torch.no_grad():
+        return FeatureAblation(answer).attribute(
+            case.images, base, k, case.masks, tuple(ids), perturbations_per_eval
+        ), dict(pieces=start)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c046
+# %% ../../nbs/explain/00_attribution.ipynb #c058
 @dataclass
 class Attribution:
     "How much each pixel speaks for a class."
-    method:str      # Name, from `methods` or 'attention'
-    target:str      # Class
-    reading:str     # Whose answer
-    OM:np.ndarray   # [H,W]; None if missing
-    IM:np.ndarray   # [H,W]; None if missing
-    TEM:list        # [H,W] for each image of the bag; None for one that is not there
-    signed:bool     # Negative values speak against the class
-    info:dict = field(default_factory=dict) # What the method says about itself: steps, delta, …
 
+    method: str  # Name, from `methods` or 'attention'
+    target: str  # Class
+    reading: str  # Whose answer
+    OM: np.ndarray  # [H,W]; None if missing
+    IM: np.ndarray  # [H,W]; None if missing
+    TEM: list  # [H,W] for each image of the bag; None for one that is not there
+    signed: bool  # Negative values speak against the class
+    info: dict = field(default_factory=dict)  # What the method says about itself: steps, delta, …
+
+# %% ../../nbs/explain/00_attribution.ipynb #c059
 # name: (function, values have a sign, the image is changed instead of derived)
-methods = dict(gradcam=(_gradcam, False, False), ig=(_integrated_gradients, True, False), gradient_shap=(_gradient_shap, True, False),
-               occlusion=(_occlusion, True, True), ablation=(_ablation, True, True))
+methods = dict(
+    gradcam=(_gradcam, False, False),
+    ig=(_integrated_gradients, True, False),
+    gradient_shap=(_gradient_shap, True, False),
+    occlusion=(_occlusion, True, True),
+    ablation=(_ablation, True, True),
+)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c047
+# %% ../../nbs/explain/00_attribution.ipynb #c060
 @contextmanager
 def _fixed(model):
     "Gradients for images only; the weights ask for theirs again afterwards."
     asked = [p for p in model.parameters() if p.requires_grad]
-    for p in asked: p.requires_grad_(False)
-    try: yield
+    for p in asked:
+        p.requires_grad_(False)
+    try:
+        yield
     finally:
-        for p in asked: p.requires_grad_(True)
+        for p in asked:
+            p.requires_grad_(True)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c048
+# %% ../../nbs/explain/00_attribution.ipynb #c061
 def attribute(
-    reader:CasePredictor, case:Case,
-    method:str='gradcam', # One of `methods`, or 'attention'
-    target=None,          # Class, name or number; None: the predicted one
-    reading:str='fusion', # Whose logit: 'fusion' or a branch, 'OM', 'IM', 'TEM'
-    baselines:dict=None,  # See `baseline`
-    **kw,                 # The method's own: n_steps, tol, most, n_samples, stdevs, seed, window, stride, segments, internal_batch_size, perturbations_per_eval
+    reader: CasePredictor,
+    case: Case,
+    method: str = 'gradcam',  # One of `methods`, or 'attention'
+    target=None,  # Class, name or number; None: the predicted one
+    reading: str = 'fusion',  # Whose logit: 'fusion' or a branch, 'OM', 'IM', 'TEM'
+    baselines: dict = None,  # See `baseline`
+    **kw,  # The method's own: n_steps, tol, most, n_samples, stdevs, seed, window, stride, segments, internal_batch_size, perturbations_per_eval
 ) -> Attribution:
     "How much each pixel of all three modalities speaks for a class."
-    if method not in ('attention', *methods): raise ValueError(f"no method is called {method!r}: choose from {['attention', *methods]}")
-    if reading != 'fusion' and reading not in case.present: raise ValueError(f"patient {case.patient} has no {reading}, so its branch says nothing")
+    if method not in ('attention', *methods):
+        raise ValueError(f"no method is called {method!r}: choose from {['attention', *methods]}")
+    if reading != 'fusion' and reading not in case.present:
+        raise ValueError(f"patient {case.patient} has no {reading}, so its branch says nothing")
     k = reader.target(case, target)
-    if method == 'attention': return _attention(reader, case, reader.classes[k], **kw)
+    if method == 'attention':
+        return _attention(reader, case, reader.classes[k], **kw)
     run, signed, changes = methods[method]
-    with _fixed(reader.model): a, info = run(Answer(reader, case, reading, hold=not changes, memo=changes), case, k, baseline(case, baselines), **kw)
-    over = torch.mean if changes else torch.sum               # a square is covered in all its channels at once, and each of them is told the whole loss
+    with _fixed(reader.model):
+        a, info = run(
+            Answer(reader, case, reading, hold=not changes, memo=changes),
+            case,
+            k,
+            baseline(case, baselines),
+            **kw,
+        )
+    over = (
+        torch.mean if changes else torch.sum
+    )  # a square is covered in all its channels at once, and each of them is told the whole loss
     om, im, tem = (over(x.detach().float(), -3)[0].cpu().numpy() for x in a)
     om, im = (x if m.any() else None for x, m in zip((om, im), case.masks))
-    return Attribution(method, reader.classes[k], reading, om, im, [x if here else None for x, here in zip(tem[:case.n], case.masks[2][0])], signed, info)
+    return Attribution(
+        method,
+        reader.classes[k],
+        reading,
+        om,
+        im,
+        [x if here else None for x, here in zip(tem[: case.n], case.masks[2][0])],
+        signed,
+        info,
+    )
 
+# %% ../../nbs/explain/00_attribution.ipynb #c062
 def _attention(reader, case, target, **kw):
     "Attention in the same form; every pixel of a TEM image has the image's weight."
     maps, size = attention(reader, case, **kw), case.images[0].shape[-2:]
-    if not maps and 'TEM' not in case.present: raise ValueError(f"patient {case.patient}: without TEM nobody asks, and there is no attention")
-    big = {m: F.interpolate(torch.as_tensor(a)[None, None], size, mode='bilinear')[0, 0].numpy() for m, a in maps.items()}
+    if not maps and 'TEM' not in case.present:
+        raise ValueError(f"patient {case.patient}: without TEM nobody asks, and there is no attention")
+    big = {
+        m: F.interpolate(torch.as_tensor(a)[None, None], size, mode='bilinear')[0, 0].numpy()
+        for m, a in maps.items()
+    }
     w = reader(case).weights[0]
-    return Attribution('attention', target, 'fusion', big.get('OM'), big.get('IM'), [np.full(size, w[i].item(), np.float32) if case.masks[2][0, i] else None for i in range(case.n)], False)
+    return Attribution(
+        'attention',
+        target,
+        'fusion',
+        big.get('OM'),
+        big.get('IM'),
+        [np.full(size, w[i].item(), np.float32) if case.masks[2][0, i] else None for i in range(case.n)],
+        False,
+    )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c050
+# %% ../../nbs/explain/00_attribution.ipynb #c064
 def smooth(
-    a:Attribution,
-    sigma:float,   # Of the blur, px; 0: as it is
+    a: Attribution,
+    sigma: float,  # Of the blur, px; 0: as it is
 ) -> Attribution:
     "An attribution blurred for the eye."
     blur = lambda x: None if x is None else gaussian_filter(x, sigma)
     return replace(a, OM=blur(a.OM), IM=blur(a.IM), TEM=[blur(x) for x in a.TEM]) if sigma else a
 
+# %% ../../nbs/explain/00_attribution.ipynb #c065
 def scale_of(
-    a:Attribution,
-    modalities=MODALITIES, # Whose images share the scale
-) -> float: # 99.5th percentile of the magnitudes over all their images
+    a: Attribution,
+    modalities=MODALITIES,  # Whose images share the scale
+) -> float:  # 99.5th percentile of the magnitudes over all their images
     "The value that is drawn in full colour."
-    v = [np.abs(x).ravel() for m in modalities for x in (a.TEM if m == 'TEM' else [getattr(a, m)]) if x is not None]
-    return float(np.quantile(np.concatenate(v), .995)) or 1. if v else 1.
+    v = [
+        np.abs(x).ravel()
+        for m in modalities
+        for x in (a.TEM if m == 'TEM' else [getattr(a, m)])
+        if x is not None
+    ]
+    return float(np.quantile(np.concatenate(v), 0.995)) or 1.0 if v else 1.0
 
+# %% ../../nbs/explain/00_attribution.ipynb #c066
 def heat(
-    a:np.ndarray,    # Attribution of one image, [H,W]
-    signed:bool,     # Negative values have a meaning
-    scale:float,     # Value of full colour
-) -> np.ndarray: # RGBA, uint8 [H,W,4]; transparent where nothing speaks
+    a: np.ndarray,  # Attribution of one image, [H,W]
+    signed: bool,  # Negative values have a meaning
+    scale: float,  # Value of full colour
+) -> np.ndarray:  # RGBA, uint8 [H,W,4]; transparent where nothing speaks
     "An attribution as a layer of colour."
-    v = np.clip(a/scale, -1, 1)
-    rgba = colormaps['PuOr_r'](v/2 + .5) if signed else colormaps['plasma'](v)
-    rgba[..., 3] = np.abs(v)**.7
-    return (255*rgba + .5).astype(np.uint8)
+    v = np.clip(a / scale, -1, 1)
+    rgba = colormaps['PuOr_r'](v / 2 + 0.5) if signed else colormaps['plasma'](v)
+    rgba[..., 3] = np.abs(v) ** 0.7
+    return (255 * rgba + 0.5).astype(np.uint8)
 
+# %% ../../nbs/explain/00_attribution.ipynb #c067
 def overlay(
-    image:np.ndarray,  # uint8 [H,W,3]
-    layer:np.ndarray,  # From `heat`
-    opacity:float=.7,  # Of the layer, 0 to 1
-) -> np.ndarray: # uint8 [H,W,3]
+    image: np.ndarray,  # uint8 [H,W,3]
+    layer: np.ndarray,  # From `heat`
+    opacity: float = 0.7,  # Of the layer, 0 to 1
+) -> np.ndarray:  # uint8 [H,W,3]
     "A layer of colour over its image."
-    a = layer[..., 3:]/255*opacity
-    return (image*(1 - a) + layer[..., :3]*a + .5).astype(np.uint8)
+    a = layer[..., 3:] / 255 * opacity
+    return (image * (1 - a) + layer[..., :3] * a + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c051
+# %% ../../nbs/explain/00_attribution.ipynb #c068
 def plot_attribution(
-    case:Case,
-    *attributions,   # Of this case; one row each
-    sigma:float=None,# Blur for the eye, px; None: 2 px for methods that go pixel by pixel
-    titles=None,     # One for each row; None: method and class
+    case: Case,
+    *attributions,  # Of this case; one row each
+    sigma: float = None,  # Blur for the eye, px; None: 2 px for methods that go pixel by pixel
+    titles=None,  # One for each row; None: method and class
 ):
     "Attributions over the images of a case, one method a row."
-    here = case.masks[2][0, :case.n].nonzero().flatten().tolist()
-    fig, axs = plt.subplots(len(attributions), 2 + len(here), figsize=(1.45*(2 + len(here)), 1.65*len(attributions)), dpi=80, squeeze=False, layout='constrained')
-    for row, a, title in zip(axs, attributions, titles or [a.method + f', for {a.target}'*(a.method != 'attention') for a in attributions]):
-        blur = sigma if sigma is not None else 2. if a.method in ('ig', 'gradient_shap') else 0.
+    here = case.masks[2][0, : case.n].nonzero().flatten().tolist()
+    fig, axs = plt.subplots(
+        len(attributions),
+        2 + len(here),
+        figsize=(1.45 * (2 + len(here)), 1.65 * len(attributions)),
+        dpi=80,
+        squeeze=False,
+        layout='constrained',
+    )
+    for row, a, title in zip(
+        axs,
+        attributions,
+        titles or [a.method + f', for {a.target}' * (a.method != 'attention') for a in attributions],
+    ):
+        blur = sigma if sigma is not None else 2.0 if a.method in ('ig', 'gradient_shap') else 0.0
         a = smooth(a, blur)
-        shared = [('OM', 'IM'), ('TEM',)] if a.method == 'attention' else [MODALITIES]           # a share of attention and a weight have no common scale
+        shared = (
+            [('OM', 'IM'), ('TEM',)] if a.method == 'attention' else [MODALITIES]
+        )  # a share of attention and a weight have no common scale
         scale = {m: scale_of(a, ms) for ms in shared for m in ms}
-        for ax, x, v, m in zip(row, [case.images[0][0], case.images[1][0], *case.images[2][0, here]], [a.OM, a.IM, *(a.TEM[i] for i in here)], ['OM', 'IM', *['TEM']*len(here)]):
+        for ax, x, v, m in zip(
+            row,
+            [case.images[0][0], case.images[1][0], *case.images[2][0, here]],
+            [a.OM, a.IM, *(a.TEM[i] for i in here)],
+            ['OM', 'IM', *['TEM'] * len(here)],
+        ):
             ax.set_axis_off()
-            if v is not None: ax.imshow(overlay(picture(x), heat(v, a.signed, scale[m]), .85))
+            if v is not None:
+                ax.imshow(overlay(picture(x), heat(v, a.signed, scale[m]), 0.85))
         row[0].set_title(title, fontsize=8, loc='left')
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c062
+# %% ../../nbs/explain/00_attribution.ipynb #c079
 def shapley(
-    reader:CasePredictor, case:Case,
-    target=None,          # Class, name or number; None: the predicted one
-    reading:str='fusion', # Whose probability
-) -> pd.Series: # OM, IM, TEM: contributions to the probability, 0 for what is missing; nothing: probability without any image; all: with all
+    reader: CasePredictor,
+    case: Case,
+    target=None,  # Class, name or number; None: the predicted one
+    reading: str = 'fusion',  # Whose probability
+) -> pd.Series:  # OM, IM, TEM: contributions to the probability, 0 for what is missing; nothing: probability without any image; all: with all
     "Exact Shapley values of the modalities."
-    bits = torch.tensor([[s >> j & 1 for j in range(3)] for s in range(8)], dtype=torch.bool, device=case.masks[0].device)
-    masks = [m & b.view(-1, *[1]*(m.ndim - 1)) for m, b in zip(case.masks, bits.T)]
+    bits = torch.tensor(
+        [[s >> j & 1 for j in range(3)] for s in range(8)], dtype=torch.bool, device=case.masks[0].device
+    )
+    masks = [m & b.view(-1, *[1] * (m.ndim - 1)) for m, b in zip(case.masks, bits.T)]
     v = _variants(reader, case, *masks, reader.target(case, target), reading)
-    share = lambda s: math.factorial(c := bin(s).count('1'))*math.factorial(2 - c)/6          # of the orders in which s comes before, and the rest after
-    phi = [sum(share(s)*(v[s | 1 << j] - v[s]) for s in range(8) if not s >> j & 1) for j in range(3)]
+    share = lambda s: (
+        math.factorial(c := bin(s).count('1')) * math.factorial(2 - c) / 6
+    )  # of the orders in which s comes before, and the rest after
+    phi = [sum(share(s) * (v[s | 1 << j] - v[s]) for s in range(8) if not s >> j & 1) for j in range(3)]
     return pd.Series([*phi, v[0], v[7]], index=[*MODALITIES, 'nothing', 'all'], dtype=float)
 
+# %% ../../nbs/explain/00_attribution.ipynb #c080
 def cohort_shapley(
-    reader:CasePredictor,
-    cohort,          # Patients
-    target=None,     # Class, name or number; None: each patient's predicted one
-) -> pd.DataFrame: # A row a patient: label, target, OM, IM, TEM (NaN where missing), nothing, all
+    reader: CasePredictor,
+    cohort,  # Patients
+    target=None,  # Class, name or number; None: each patient's predicted one
+) -> pd.DataFrame:  # A row a patient: label, target, OM, IM, TEM (NaN where missing), nothing, all
     "Contributions of the modalities for every patient of a cohort."
     rows = {}
     for row in cohort:
         case = reader.open(row)
         k = reader.target(case, target)
         s = shapley(reader, case, k)
-        rows[case.patient] = dict(label=case.label, target=reader.classes[k], **s.where([*(m in case.present for m in MODALITIES), True, True]))
+        rows[case.patient] = dict(
+            label=case.label,
+            target=reader.classes[k],
+            **s.where([*(m in case.present for m in MODALITIES), True, True]),
+        )
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('patient')

@@ -26,499 +26,825 @@ from ..core import OKABE_ITO
 from ..evaluation.metrics import resample_counts, wilson
 from ..core import MODALITIES
 from cmus_fastai.explain.attribution import (
-    Attribution, Case, CasePredictor, attribute, baseline, instances, methods, as_predictor,
+    Attribution,
+    Case,
+    CasePredictor,
+    attribute,
+    baseline,
+    instances,
+    methods,
+    as_predictor,
 )
 from ..models.cmusnet import encode_real
 
 # %% ../../nbs/explain/01_audit.ipynb #c011
 class Truth:
     "What is known about each image: whether it is informative, and where its evidence is."
-    def __init__(self,
-        images:pd.DataFrame, # Index (patient, file name); columns modality, informative (bool; True for OM and IM), mask (path, or None where it is not known)
-        root,                # Folder, for messages
-    ): self.images, self.root = images, Path(root)
+
+    def __init__(
+        self,
+        images: pd.DataFrame,  # Index (patient, file name); columns modality, informative (bool; True for OM and IM), mask (path, or None where it is not known)
+        root,  # Folder, for messages
+    ):
+        self.images, self.root = images, Path(root)
 
     @classmethod
-    def read(cls,
-        folder, # Folder with manifest.csv: patient, modality, path, `informative` or `key_instance`, and `mask` or files masks/<stem of the image>.png
+    def read(
+        cls,
+        folder,  # Folder with manifest.csv: patient, modality, path, `informative` or `key_instance`, and `mask` or files masks/<stem of the image>.png
     ):
         "Read the truth that a phantom, or a table with annotations, brings with it."
         root = Path(folder).expanduser()
-        if not (root/'manifest.csv').is_file(): raise FileNotFoundError(f"{root} has no manifest.csv, so nothing is known about its images; give the folder of a phantom, or one with a manifest")
-        t = pd.read_csv(root/'manifest.csv', dtype=str, keep_default_na=False)
+        if not (root / 'manifest.csv').is_file():
+            raise FileNotFoundError(
+                f"{root} has no manifest.csv, so nothing is known about its images; give the folder of a phantom, or one with a manifest"
+            )
+        t = pd.read_csv(root / 'manifest.csv', dtype=str, keep_default_na=False)
         key = next((c for c in ('informative', 'key_instance') if c in t.columns), None)
-        gone = [c for c in ('patient', 'modality', 'path') if c not in t.columns] + ([] if key else ['informative (or key_instance)'])
-        if gone: raise ValueError(f"{root/'manifest.csv'} lacks the columns {', '.join(gone)}; it has {list(t.columns)}")
+        gone = [c for c in ('patient', 'modality', 'path') if c not in t.columns] + (
+            [] if key else ['informative (or key_instance)']
+        )
+        if gone:
+            raise ValueError(
+                f"{root / 'manifest.csv'} lacks the columns {', '.join(gone)}; it has {list(t.columns)}"
+            )
         yes = t[key].str.lower().isin(['true', '1', 'yes']) | (t.modality != 'TEM')
-        if 'mask' in t.columns: mask = [root/m if m else None for m in t['mask']]
-        else: mask = [p if (p := root/'masks'/f'{Path(f).stem}.png').is_file() or key else None for f, key in zip(t.path, yes & (t.modality == 'TEM'))]     # a key image must have one
-        index = pd.MultiIndex.from_arrays([t.patient, t.path.map(lambda p: Path(p).name)], names=['patient', 'name'])
-        if index.has_duplicates: raise ValueError(f"{root/'manifest.csv'} names the image {index[index.duplicated()][0]} twice")
-        if not any(m is not None for m in mask): raise ValueError(f"{root} has no evidence masks, neither in a column mask of its manifest nor as masks/<image>.png")
-        paths = dict(mask=pd.Series(mask, dtype=object, index=index), path=[root/p for p in t.path])
-        return cls(pd.DataFrame(dict(modality=t.modality.to_numpy(), informative=yes.to_numpy(), **paths), index=index), root)
+        if 'mask' in t.columns:
+            mask = [root / m if m else None for m in t['mask']]
+        else:
+            mask = [
+                p if (p := root / 'masks' / f'{Path(f).stem}.png').is_file() or key else None
+                for f, key in zip(t.path, yes & (t.modality == 'TEM'))
+            ]  # a key image must have one
+        index = pd.MultiIndex.from_arrays(
+            [t.patient, t.path.map(lambda p: Path(p).name)], names=['patient', 'name']
+        )
+        if index.has_duplicates:
+            raise ValueError(f"{root / 'manifest.csv'} names the image {index[index.duplicated()][0]} twice")
+        if not any(m is not None for m in mask):
+            raise ValueError(
+                f"{root} has no evidence masks, neither in a column mask of its manifest nor as masks/<image>.png"
+            )
+        paths = dict(mask=pd.Series(mask, dtype=object, index=index), path=[root / p for p in t.path])
+        return cls(
+            pd.DataFrame(
+                dict(modality=t.modality.to_numpy(), informative=yes.to_numpy(), **paths), index=index
+            ),
+            root,
+        )
 
     def _row(self, patient, name):
-        if (patient, name) not in self.images.index: raise KeyError(f"{self.root/'manifest.csv'} says nothing about the image {name!r} of patient {patient!r}")
+        if (patient, name) not in self.images.index:
+            raise KeyError(
+                f"{self.root / 'manifest.csv'} says nothing about the image {name!r} of patient {patient!r}"
+            )
         return self.images.loc[(patient, name)]
 
-    def informative(self, case:Case) -> np.ndarray: # bool [N]
+    def informative(self, case: Case) -> np.ndarray:  # bool [N]
         "Which TEM images of a case show something of its class."
         return np.array([bool(self._row(case.patient, n).informative) for n in case.names['TEM']], bool)
 
-    def mask(self, patient, name, size) -> np.ndarray|None: # bool [size,size], None where it is not known
+    def mask(self, patient, name, size) -> np.ndarray | None:  # bool [size,size], None where it is not known
         "Where the evidence is in an image; nearest pixels."
         row = self._row(patient, name)
-        if row['mask'] is None: return None
-        if not Path(row['mask']).is_file(): raise FileNotFoundError(f"{row['mask']}: the evidence mask of {name!r} (patient {patient}) is missing")
+        if row['mask'] is None:
+            return None
+        if not Path(row['mask']).is_file():
+            raise FileNotFoundError(
+                f"{row['mask']}: the evidence mask of {name!r} (patient {patient}) is missing"
+            )
         with Image.open(row['mask']) as m, Image.open(row['path']) as im:
-            if m.size != im.size: raise ValueError(f"{row['mask']} is {m.size[0]}×{m.size[1]} px and its image {im.size[0]}×{im.size[1]}: a mask must have its image's shape")
-            return np.asarray(m.convert('L').point(lambda v: 255 if v else 0).resize((size, size), Image.Resampling.NEAREST)) > 0
+            if m.size != im.size:
+                raise ValueError(
+                    f"{row['mask']} is {m.size[0]}×{m.size[1]} px and its image {im.size[0]}×{im.size[1]}: a mask must have its image's shape"
+                )
+            return (
+                np.asarray(
+                    m.convert('L')
+                    .point(lambda v: 255 if v else 0)
+                    .resize((size, size), Image.Resampling.NEAREST)
+                )
+                > 0
+            )
 
-    def masks(self, case:Case) -> dict: # 'OM', 'IM', 'TEM' → list of masks [H,W], None where not known, without evidence, or not informative
+    def masks(
+        self, case: Case
+    ) -> (
+        dict
+    ):  # 'OM', 'IM', 'TEM' → list of masks [H,W], None where not known, without evidence, or not informative
         "The evidence of a case, modality by modality."
         size = case.images[0].shape[-1]
+
         def one(name):
-            if name is None or not self._row(case.patient, name).informative: return None
+            if name is None or not self._row(case.patient, name).informative:
+                return None
             m = self.mask(case.patient, name, size)
             return m if m is not None and m.any() else None
+
         return {m: [one(n) for n in (case.names[m] if m == 'TEM' else [case.names[m]])] for m in MODALITIES}
 
 # %% ../../nbs/explain/01_audit.ipynb #c015
 def pointing(
-    a:np.ndarray,        # Attribution of one image, [H,W]
-    mask:np.ndarray,     # Its evidence, bool [H,W]
-    tolerance:float=15., # How near is a hit, px at 224 (Zhang et al. 2018: 15)
-) -> tuple: # 1 for a hit, 0 for a miss, between them if several pixels are equally hot; chance: the share of all pixels that would be a hit
+    a: np.ndarray,  # Attribution of one image, [H,W]
+    mask: np.ndarray,  # Its evidence, bool [H,W]
+    tolerance: float = 15.0,  # How near is a hit, px at 224 (Zhang et al. 2018: 15)
+) -> tuple:  # 1 for a hit, 0 for a miss, between them if several pixels are equally hot; chance: the share of all pixels that would be a hit
     "The pointing game: does the hottest pixel lie in the evidence?"
-    near = distance_transform_edt(~mask) <= tolerance*len(mask)/224
+    near = distance_transform_edt(~mask) <= tolerance * len(mask) / 224
     return float(near[a >= a.max()].mean()), float(near.mean())
 
+# %% ../../nbs/explain/01_audit.ipynb #c016
 def mass(
-    a:np.ndarray,    # Attribution of one image, [H,W]
-    mask:np.ndarray, # Its evidence, bool [H,W]
-) -> tuple: # Share; chance: the evidence's share of the area
+    a: np.ndarray,  # Attribution of one image, [H,W]
+    mask: np.ndarray,  # Its evidence, bool [H,W]
+) -> tuple:  # Share; chance: the evidence's share of the area
     "How much of what speaks for the class lies in the evidence; a map in which nothing does is as good as an even one."
     pos = np.clip(a, 0, None).astype(float)
-    return float(pos[mask].sum()/pos.sum() if pos.sum() > 0 else mask.mean()), float(mask.mean())
+    return float(pos[mask].sum() / pos.sum() if pos.sum() > 0 else mask.mean()), float(mask.mean())
 
-# %% ../../nbs/explain/01_audit.ipynb #c020
+# %% ../../nbs/explain/01_audit.ipynb #c021
 def bag_auc(
-    score,       # Score of each image of one bag, [N]
-    informative, # Which are informative, bool [N]
-) -> float: # NaN for a bag of one kind
+    score,  # Score of each image of one bag, [N]
+    informative,  # Which are informative, bool [N]
+) -> float:  # NaN for a bag of one kind
     "How often an informative image of the bag has a higher score than another that is not; ties count half."
     score, yes = np.asarray(score, float), np.asarray(informative, bool)
-    if yes.all() or not yes.any(): return np.nan
+    if yes.all() or not yes.any():
+        return np.nan
     p, q = yes.sum(), (~yes).sum()
-    return float((rankdata(score)[yes].sum() - p*(p + 1)/2)/(p*q))
+    return float((rankdata(score)[yes].sum() - p * (p + 1) / 2) / (p * q))
 
-# %% ../../nbs/explain/01_audit.ipynb #c023
-def images_of(a:Attribution, modality) -> list: # [H,W] each; None where there is no image
+# %% ../../nbs/explain/01_audit.ipynb #c024
+def images_of(a: Attribution, modality) -> list:  # [H,W] each; None where there is no image
     "The maps of one modality."
     return a.TEM if modality == 'TEM' else [getattr(a, modality)]
 
 def _from_images(case, one, name, signed=False):
     "An `Attribution` made by `one(image [3,H,W])`, without a network."
-    x = [[one(y) if here else None for y, here in zip(x.flatten(0, -4).cpu(), m.flatten().tolist())] for x, m in zip(case.images, case.masks)]
-    return Attribution(name, '', '', x[0][0], x[1][0], x[2][:case.n], signed)
+    x = [
+        [one(y) if here else None for y, here in zip(x.flatten(0, -4).cpu(), m.flatten().tolist())]
+        for x, m in zip(case.images, case.masks)
+    ]
+    return Attribution(name, '', '', x[0][0], x[1][0], x[2][: case.n], signed)
 
-def edges(case:Case) -> Attribution:
+# %% ../../nbs/explain/01_audit.ipynb #c025
+def edges(case: Case) -> Attribution:
     "Where the image's brightness changes most, a little blurred: a map that no network has seen."
     grey = lambda y: y.mean(0).numpy()
-    return _from_images(case, lambda y: gaussian_filter(np.hypot(sobel(grey(y), 0), sobel(grey(y), 1)), y.shape[-1]/32), 'edges')
+    return _from_images(
+        case,
+        lambda y: gaussian_filter(np.hypot(sobel(grey(y), 0), sobel(grey(y), 1)), y.shape[-1] / 32),
+        'edges',
+    )
 
-def random_map(case:Case, seed:int=0) -> Attribution:
+# %% ../../nbs/explain/01_audit.ipynb #c026
+def random_map(case: Case, seed: int = 0) -> Attribution:
     "Smooth noise, another for each patient."
     rng = np.random.default_rng([seed, *case.patient.encode()])
-    return _from_images(case, lambda y: gaussian_filter(rng.standard_normal(y.shape[1:]), y.shape[-1]/16, mode='wrap'), 'random')
+    return _from_images(
+        case,
+        lambda y: gaussian_filter(rng.standard_normal(y.shape[1:]), y.shape[-1] / 16, mode='wrap'),
+        'random',
+    )
 
-# %% ../../nbs/explain/01_audit.ipynb #c027
+# %% ../../nbs/explain/01_audit.ipynb #c030
 def block_order(
-    maps,           # Attributions of all images of one modality, [H,W] each; None where there is no image
-    side:int=14,    # Blocks along an image's side
-    seed:int=0,     # Decides between equal blocks
-) -> np.ndarray: # Rank of every pixel's block among those of all images, 0 for the hottest, up to 1, [N,H,W]
+    maps,  # Attributions of all images of one modality, [H,W] each; None where there is no image
+    side: int = 14,  # Blocks along an image's side
+    seed: int = 0,  # Decides between equal blocks
+) -> np.ndarray:  # Rank of every pixel's block among those of all images, 0 for the hottest, up to 1, [N,H,W]
     "Order square blocks of all images by their mean attribution."
     H = next(len(m) for m in maps if m is not None)
-    ids = np.minimum(np.arange(H)*side//H, side - 1)
-    ids = ids[:, None]*side + ids
+    ids = np.minimum(np.arange(H) * side // H, side - 1)
+    ids = ids[:, None] * side + ids
     here = [i for i, m in enumerate(maps) if m is not None]
-    v = np.concatenate([np.bincount(ids.ravel(), np.ravel(maps[i]), side*side)/np.bincount(ids.ravel()) for i in here])
+    v = np.concatenate(
+        [np.bincount(ids.ravel(), np.ravel(maps[i]), side * side) / np.bincount(ids.ravel()) for i in here]
+    )
     tie = np.random.default_rng(seed).permutation(len(v))
-    rank = np.empty(len(v)); rank[np.lexsort((tie, -v))] = np.arange(len(v))/len(v)
-    out = np.full((len(maps), H, H), 2.)                          # where nothing is, nothing is taken
-    for i, r in zip(here, rank.reshape(len(here), -1)): out[i] = r[ids]
+    rank = np.empty(len(v))
+    rank[np.lexsort((tie, -v))] = np.arange(len(v)) / len(v)
+    out = np.full((len(maps), H, H), 2.0)  # where nothing is, nothing is taken
+    for i, r in zip(here, rank.reshape(len(here), -1)):
+        out[i] = r[ids]
     return out
 
-# %% ../../nbs/explain/01_audit.ipynb #c028
+# %% ../../nbs/explain/01_audit.ipynb #c031
 @torch.no_grad()
 def removal_curves(
-    reader:CasePredictor, case:Case, modality:str, # 'OM', 'IM' or 'TEM'
-    order:np.ndarray,    # From `block_order`, [N,H,W]
-    target=None,         # Class, name or number; None: the predicted one
-    steps:int=8,         # Parts in which the blocks are taken
-    baselines=None,      # See `baseline`
-) -> tuple: # Probability of the class while the hottest blocks are taken away, and while they alone are brought in, both [steps+1]
+    reader: CasePredictor,
+    case: Case,
+    modality: str,  # 'OM', 'IM' or 'TEM'
+    order: np.ndarray,  # From `block_order`, [N,H,W]
+    target=None,  # Class, name or number; None: the predicted one
+    steps: int = 8,  # Parts in which the blocks are taken
+    baselines=None,  # See `baseline`
+) -> tuple:  # Probability of the class while the hottest blocks are taken away, and while they alone are brought in, both [steps+1]
     "Deletion and insertion (Petsiuk et al. 2018), for all images of a modality at once."
     i, k = MODALITIES.index(modality), reader.target(case, target)
-    x, base = (t[i].flatten(0, -4) for t in (case.images, baseline(case, baselines)))            # [N,3,H,W]
-    hot, shares = torch.as_tensor(order, device=x.device)[:, None], np.arange(1, steps)/steps
-    xs = torch.stack([*(torch.where(hot < s, base, x) for s in shares), base, *(torch.where(hot < s, x, base) for s in shares)])
+    x, base = (t[i].flatten(0, -4) for t in (case.images, baseline(case, baselines)))  # [N,3,H,W]
+    hot, shares = torch.as_tensor(order, device=x.device)[:, None], np.arange(1, steps) / steps
+    xs = torch.stack(
+        [
+            *(torch.where(hot < s, base, x) for s in shares),
+            base,
+            *(torch.where(hot < s, x, base) for s in shares),
+        ]
+    )
     xs = xs.view(-1, *case.images[i].shape[1:])
     maps, masks = [[t.expand(len(xs) + 1, *t.shape[1:]) for t in ts] for ts in (case.maps, case.masks)]
-    f = encode_real((reader.model.om, reader.model.im, reader.model.tem)[i], xs, masks[i][1:], reader.model.chunk)
-    maps[i] = torch.cat([case.maps[i], f])                                                       # the whole image comes first
-    p = (reader.model.head(*zip(maps, masks)).fusion.float()/reader.temperature['fusion']).softmax(1)[:, k].cpu().numpy()
-    return p[:steps + 1], np.r_[p[steps], p[steps + 1:], p[0]]
+    f = encode_real(
+        (reader.model.om, reader.model.im, reader.model.tem)[i], xs, masks[i][1:], reader.model.chunk
+    )
+    maps[i] = torch.cat([case.maps[i], f])  # the whole image comes first
+    p = (
+        (reader.model.head(*zip(maps, masks)).fusion.float() / reader.temperature['fusion'])
+        .softmax(1)[:, k]
+        .cpu()
+        .numpy()
+    )
+    return p[: steps + 1], np.r_[p[steps], p[steps + 1 :], p[0]]
 
-def area(curve) -> float: # of a curve over evenly spaced shares from 0 to 1
+# %% ../../nbs/explain/01_audit.ipynb #c032
+def area(curve) -> float:  # of a curve over evenly spaced shares from 0 to 1
     "Area under a curve."
     c = np.asarray(curve, float)
-    return float((c[1:] + c[:-1]).mean()/2)
+    return float((c[1:] + c[:-1]).mean() / 2)
 
-# %% ../../nbs/explain/01_audit.ipynb #c034
+# %% ../../nbs/explain/01_audit.ipynb #c038
 def likeness(
-    a:Attribution, b:Attribution, # Two maps of one case, or of two
-    modality:str,
-    absolute:bool=False,          # Compare magnitudes
-) -> float: # From −1 to 1; 0 if only one of the two says anything, NaN if neither does
+    a: Attribution,
+    b: Attribution,  # Two maps of one case, or of two
+    modality: str,
+    absolute: bool = False,  # Compare magnitudes
+) -> float:  # From −1 to 1; 0 if only one of the two says anything, NaN if neither does
     "Spearman's correlation of two maps, over the pixels of all images of a modality."
-    pairs = [(x, y) for x, y in zip(images_of(a, modality), images_of(b, modality)) if x is not None and y is not None]
-    if not pairs: return np.nan
+    pairs = [
+        (x, y)
+        for x, y in zip(images_of(a, modality), images_of(b, modality))
+        if x is not None and y is not None
+    ]
+    if not pairs:
+        return np.nan
     x, y = (np.concatenate([np.ravel(p[i]) for p in pairs]) for i in (0, 1))
-    if absolute: x, y = np.abs(x), np.abs(y)
-    flat = [np.ptp(v) <= 1e-9*np.abs(v).max() for v in (x, y)]
-    if any(flat): return np.nan if all(flat) else 0.
+    if absolute:
+        x, y = np.abs(x), np.abs(y)
+    flat = [np.ptp(v) <= 1e-9 * np.abs(v).max() for v in (x, y)]
+    if any(flat):
+        return np.nan if all(flat) else 0.0
     return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
 
-# %% ../../nbs/explain/01_audit.ipynb #c035
-def noisy(case:Case, std:float, seed:int=0) -> Case: # Its maps are old: encode it
+# %% ../../nbs/explain/01_audit.ipynb #c039
+def noisy(case: Case, std: float, seed: int = 0) -> Case:  # Its maps are old: encode it
     "The case with a little noise in its images."
     g = torch.Generator().manual_seed(seed)
-    add = lambda x, m: torch.where(m[(..., None, None, None)], (x + std*torch.randn(x.shape, generator=g).to(x.device)).clamp(0, 1), x)
+    add = lambda x, m: torch.where(
+        m[(..., None, None, None)], (x + std * torch.randn(x.shape, generator=g).to(x.device)).clamp(0, 1), x
+    )
     return replace(case, images=tuple(add(x, m) for x, m in zip(case.images, case.masks)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c040
+# %% ../../nbs/explain/01_audit.ipynb #c044
 @torch.no_grad()
 def randomised(
-    reader:CasePredictor,
-    what:str='head', # 'head', or 'all': the encoders too
-    seed:int=0,
-    cases=(),        # For 'all': a few cases, on whose images batch norms find their statistics anew
-) -> CasePredictor: # The encoders are shared where they stay as they are
+    reader: CasePredictor,
+    what: str = 'head',  # 'head', or 'all': the encoders too
+    seed: int = 0,
+    cases=(),  # For 'all': a few cases, on whose images batch norms find their statistics anew
+) -> CasePredictor:  # The encoders are shared where they stay as they are
     "The same network with the numbers of every weight tensor shuffled: all that was learnt is gone, the scale of every layer stays."
-    if what not in ('head', 'all'): raise ValueError(f"what={what!r}: choose 'head' or 'all'")
+    if what not in ('head', 'all'):
+        raise ValueError(f"what={what!r}: choose 'head' or 'all'")
     old, g = reader.model, torch.Generator().manual_seed(seed)
     keep = {id(e): e for e in (old.om, old.im, old.tem)} if what == 'head' else {}
     model = copy.deepcopy(old, dict(keep))
-    for p in (model.head if what == 'head' else model).parameters(): p.copy_(p.flatten()[torch.randperm(p.numel(), generator=g).to(p.device)].view_as(p))
-    out = copy.copy(reader); out.model = model
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if what == 'all' else []
+    for p in (model.head if what == 'head' else model).parameters():
+        p.copy_(p.flatten()[torch.randperm(p.numel(), generator=g).to(p.device)].view_as(p))
+    out = copy.copy(reader)
+    out.model = model
+    norms = (
+        [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if what == 'all'
+        else []
+    )
     if norms:
-        if not cases: raise ValueError("random encoders with batch norm need a few cases to find its statistics on")
-        for m in norms: m.reset_running_stats(); m.momentum = None; nn.Module.train(m)
+        if not cases:
+            raise ValueError("random encoders with batch norm need a few cases to find its statistics on")
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None
+            nn.Module.train(m)
         for encoder, i in ((model.om, 0), (model.im, 1), (model.tem, 2)):
             x = torch.cat([c.images[i][c.masks[i]] for c in cases])[:16]
-            if len(x): encoder(x)
-        for m in norms: m.eval()
+            if len(x):
+                encoder(x)
+        for m in norms:
+            m.eval()
     return out
 
-# %% ../../nbs/explain/01_audit.ipynb #c045
+# %% ../../nbs/explain/01_audit.ipynb #c049
 # check: does a good method have more or fewer than chance
 CHECKS = dict(pointing=1, mass=1, instances=1, deletion=-1, insertion=1, noise=1, seeds=1, head=-1, all=-1)
 METHODS = 'attention', *methods
 SLOW = 'ig', 'gradient_shap', 'occlusion', 'ablation'
-BOUNDED = 'pointing', 'mass', 'instances', 'deletion', 'insertion'       # these lie between 0 and 1; correlations begin at −1
-FEWEST = 5 # Patients, or groups, for a verdict
-LIMIT = .5 # A map that correlates more than this with that of a random network does not depend on what was learnt
+BOUNDED = (
+    'pointing',
+    'mass',
+    'instances',
+    'deletion',
+    'insertion',
+)  # these lie between 0 and 1; correlations begin at −1
+FEWEST = 5  # Patients, or groups, for a verdict
+LIMIT = 0.5  # A map that correlates more than this with that of a random network does not depend on what was learnt
 
+# %% ../../nbs/explain/01_audit.ipynb #c050
 @dataclass
 class Auditor:
     "Everything that is asked of one trained model, case by case."
-    reader:CasePredictor
-    truth:Truth
-    others:tuple=()           # Readers of models trained on the same patients from other seeds; methods in `SLOW` ask the first only
-    methods:tuple=METHODS
-    options:dict=field(default_factory=lambda: dict(ig=dict(n_steps=16))) # Method → its arguments
-    tolerance:float=15.       # Of the pointing game, px at 224
-    steps:int=8               # Of deletion and insertion
-    draws:int=2               # Random orders that make their chance level
-    noise:float=.02           # Standard deviation of the small perturbation, of full scale
-    seed:int=0
-    maps:dict=field(default_factory=dict, repr=False) # (patient, method) → `Attribution`; of the patients asked last
-    random:dict=field(default_factory=dict, repr=False)
+
+    reader: CasePredictor
+    truth: Truth
+    others: tuple = ()  # Readers of models trained on the same patients from other seeds; methods in `SLOW` ask the first only
+    methods: tuple = METHODS
+    options: dict = field(default_factory=lambda: dict(ig=dict(n_steps=16)))  # Method → its arguments
+    tolerance: float = 15.0  # Of the pointing game, px at 224
+    steps: int = 8  # Of deletion and insertion
+    draws: int = 2  # Random orders that make their chance level
+    noise: float = 0.02  # Standard deviation of the small perturbation, of full scale
+    seed: int = 0
+    maps: dict = field(
+        default_factory=dict, repr=False
+    )  # (patient, method) → `Attribution`; of the patients asked last
+    random: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        weights = lambda r: [t for e in (r.model.om, r.model.im, r.model.tem) for t in e.state_dict().values()]
-        self.same = [all(torch.equal(p, q) for p, q in zip(weights(r), weights(self.reader), strict=True)) for r in self.others]    # their maps need not be made again
+        weights = lambda r: [
+            t for e in (r.model.om, r.model.im, r.model.tem) for t in e.state_dict().values()
+        ]
+        self.same = [
+            all(torch.equal(p, q) for p, q in zip(weights(r), weights(self.reader), strict=True))
+            for r in self.others
+        ]  # their maps need not be made again
 
     def map(self, case, method, reader=None, target=None):
         "One attribution, of the predicted class; those of the audited model are remembered."
-        if reader is not None: return attribute(reader, case, method, target, **self.options.get(method, {}))
+        if reader is not None:
+            return attribute(reader, case, method, target, **self.options.get(method, {}))
         key = case.patient, method
         if key not in self.maps:
-            if method == 'edges': self.maps[key] = edges(case)
-            elif method == 'random': self.maps[key] = random_map(case, self.seed)
-            else: self.maps[key] = attribute(self.reader, case, method, **self.options.get(method, {}))
+            if method == 'edges':
+                self.maps[key] = edges(case)
+            elif method == 'random':
+                self.maps[key] = random_map(case, self.seed)
+            else:
+                self.maps[key] = attribute(self.reader, case, method, **self.options.get(method, {}))
         return self.maps[key]
 
     def randoms(self, case):
         "Readers with a random head, and with random encoders too; made once."
-        if not self.random: self.random = dict(head=randomised(self.reader, 'head', self.seed), all=randomised(self.reader, 'all', self.seed, [case]))
+        if not self.random:
+            self.random = dict(
+                head=randomised(self.reader, 'head', self.seed),
+                all=randomised(self.reader, 'all', self.seed, [case]),
+            )
         return self.random
 
-# %% ../../nbs/explain/01_audit.ipynb #c046
-def _says(method, modality): return not (method == 'attention' and modality == 'TEM')     # a bag's weights name images, not places
+# %% ../../nbs/explain/01_audit.ipynb #c051
+def _says(method, modality):
+    return not (method == 'attention' and modality == 'TEM')  # a bag's weights name images, not places
 
+# %% ../../nbs/explain/01_audit.ipynb #c052
 @patch
-def localisation(self:Auditor, case:Case, methods) -> list: # Of dicts: check, method, modality, value, chance
+def localisation(
+    self: Auditor, case: Case, methods
+) -> list:  # Of dicts: check, method, modality, value, chance
     "Pointing game and mass of one case; TEM: the mean over its informative images."
     truth, out = self.truth.masks(case), []
     for method in methods:
         a = self.map(case, method)
         for m in case.present:
-            pairs = [(x, y) for x, y in zip(images_of(a, m), truth[m]) if x is not None and y is not None] if _says(method, m) else []
-            if not pairs: continue
+            pairs = (
+                [(x, y) for x, y in zip(images_of(a, m), truth[m]) if x is not None and y is not None]
+                if _says(method, m)
+                else []
+            )
+            if not pairs:
+                continue
             for check, f in (('pointing', lambda x, y: pointing(x, y, self.tolerance)), ('mass', mass)):
                 value, chance = np.mean([f(x, y) for x, y in pairs], 0)
                 out.append(dict(check=check, method=method, modality=m, value=value, chance=chance))
     return out
 
-# %% ../../nbs/explain/01_audit.ipynb #c047
-def bag_scores(reader:CasePredictor, case:Case, truth:Truth, **more) -> list: # more: name → score of each image
+# %% ../../nbs/explain/01_audit.ipynb #c053
+def bag_scores(
+    reader: CasePredictor, case: Case, truth: Truth, **more
+) -> list:  # more: name → score of each image
     "Within-bag AUC of a model's weights and of what is lost without an image, against the informative images; nothing for a bag of one kind."
     yes = truth.informative(case)
-    if 'TEM' not in case.present or yes.all() or not yes.any(): return []
+    if 'TEM' not in case.present or yes.all() or not yes.any():
+        return []
     t = instances(reader, case)
-    return [dict(check='instances', method=k, modality='TEM', value=bag_auc(s, yes), chance=.5) for k, s in dict(weight=t.weight, contribution=t.contribution, **more).items()]
+    return [
+        dict(check='instances', method=k, modality='TEM', value=bag_auc(s, yes), chance=0.5)
+        for k, s in dict(weight=t.weight, contribution=t.contribution, **more).items()
+    ]
 
+# %% ../../nbs/explain/01_audit.ipynb #c054
 @patch
-def bag_checks(self:Auditor, case:Case, methods) -> list:
+def bag_checks(self: Auditor, case: Case, methods) -> list:
     "Who knows which TEM images are informative? Weights, what is lost without an image, and how much of each map lies on it."
-    if 'TEM' not in case.present: return []
-    return bag_scores(self.reader, case, self.truth, **{m: [np.clip(x, 0, None).sum() for x in self.map(case, m).TEM] for m in methods if m != 'attention'})
+    if 'TEM' not in case.present:
+        return []
+    return bag_scores(
+        self.reader,
+        case,
+        self.truth,
+        **{
+            m: [np.clip(x, 0, None).sum() for x in self.map(case, m).TEM] for m in methods if m != 'attention'
+        },
+    )
 
+# %% ../../nbs/explain/01_audit.ipynb #c055
 @patch
-def instance_table(self:Auditor, case:Case) -> pd.DataFrame: # patient, name, weight, share, contribution, informative
+def instance_table(
+    self: Auditor, case: Case
+) -> pd.DataFrame:  # patient, name, weight, share, contribution, informative
     "Every TEM image of a case: its weight, what is lost without it, and whether it is informative."
-    if 'TEM' not in case.present: return pd.DataFrame(columns=['patient', 'name', 'weight', 'share', 'contribution', 'informative'])
-    return instances(self.reader, case)[['name', 'weight', 'share', 'contribution']].assign(informative=self.truth.informative(case)).pipe(lambda t: t.assign(patient=case.patient))
+    if 'TEM' not in case.present:
+        return pd.DataFrame(columns=['patient', 'name', 'weight', 'share', 'contribution', 'informative'])
+    return (
+        instances(self.reader, case)[['name', 'weight', 'share', 'contribution']]
+        .assign(informative=self.truth.informative(case))
+        .pipe(lambda t: t.assign(patient=case.patient))
+    )
 
-# %% ../../nbs/explain/01_audit.ipynb #c048
+# %% ../../nbs/explain/01_audit.ipynb #c056
 @patch
-def removal(self:Auditor, case:Case, methods) -> list: # `curve` in each: probability at 0, 1/steps, …, 1
+def removal(self: Auditor, case: Case, methods) -> list:  # `curve` in each: probability at 0, 1/steps, …, 1
     "Deletion and insertion of one case, with random orders of the same blocks as chance."
     out, rng = [], np.random.default_rng([self.seed, *case.patient.encode()])
     for m in case.present:
         shape = [x if x is None else np.zeros_like(x) for x in images_of(self.map(case, 'edges'), m)]
-        run = lambda maps: removal_curves(self.reader, case, m, block_order(maps, seed=int(rng.integers(1 << 31))), steps=self.steps)
+        run = lambda maps: removal_curves(
+            self.reader, case, m, block_order(maps, seed=int(rng.integers(1 << 31))), steps=self.steps
+        )
         blind = np.mean([run(shape) for _ in range(self.draws)], 0)
         for method in methods:
-            if m not in self._shown(self.map(case, method)): continue                  # a fusion without attention
-            for check, curve, chance in zip(('deletion', 'insertion'), run(images_of(self.map(case, method), m)), blind):
-                out.append(dict(check=check, method=method, modality=m, value=area(curve), chance=area(chance), curve=np.round(curve, 4).tolist(), blind=np.round(chance, 4).tolist()))
+            if m not in self._shown(self.map(case, method)):
+                continue  # a fusion without attention
+            for check, curve, chance in zip(
+                ('deletion', 'insertion'), run(images_of(self.map(case, method), m)), blind
+            ):
+                out.append(
+                    dict(
+                        check=check,
+                        method=method,
+                        modality=m,
+                        value=area(curve),
+                        chance=area(chance),
+                        curve=np.round(curve, 4).tolist(),
+                        blind=np.round(chance, 4).tolist(),
+                    )
+                )
     return out
 
-# %% ../../nbs/explain/01_audit.ipynb #c049
+# %% ../../nbs/explain/01_audit.ipynb #c057
 @patch
-def stability(self:Auditor, case:Case, partner:Case, methods) -> list:
+def stability(self: Auditor, case: Case, partner: Case, methods) -> list:
     "How like is a map to that under a little noise, and to those of other trainings? Chance: to that of another patient."
     k, out = self.reader.target(case), []
     jittered = self.reader.encode(noisy(case, self.noise, self.seed))
     others = [(r, case if same else r.encode(case)) for r, same in zip(self.others, self.same)]
     for method in methods:
-        a, foreign = self.map(case, method), self.map(partner, method) if method != 'attention' or 'TEM' in partner.present else None
-        again = [('noise', self.map(jittered, method, self.reader, k))] + [('seeds', self.map(c, method, r, k)) for r, c in others[:1 if method in SLOW else None]]
+        a, foreign = (
+            self.map(case, method),
+            self.map(partner, method) if method != 'attention' or 'TEM' in partner.present else None,
+        )
+        again = [('noise', self.map(jittered, method, self.reader, k))] + [
+            ('seeds', self.map(c, method, r, k)) for r, c in others[: 1 if method in SLOW else None]
+        ]
         for m in case.present:
-            if foreign is None or m not in partner.present or m not in self._shown(a): continue
+            if foreign is None or m not in partner.present or m not in self._shown(a):
+                continue
             chance = likeness(a, foreign, m)
-            out += [dict(check=c, method=method, modality=m, value=likeness(a, b, m), chance=chance) for c, b in again if m in self._shown(b)]
+            out += [
+                dict(check=c, method=method, modality=m, value=likeness(a, b, m), chance=chance)
+                for c, b in again
+                if m in self._shown(b)
+            ]
     return out
 
+# %% ../../nbs/explain/01_audit.ipynb #c058
 @patch
-def sanity(self:Auditor, case:Case, methods) -> list:
+def sanity(self: Auditor, case: Case, methods) -> list:
     "How like is a map to that of a network that has learnt nothing? (Adebayo et al. 2018)"
     k, out = self.reader.target(case), []
     for what, r in self.randoms(case).items():
         other = r.encode(case) if what == 'all' else case
         for method in methods:
             a, b = self.map(case, method), self.map(other, method, r, k)
-            out += [dict(check=what, method=method, modality=m, value=likeness(a, b, m, absolute=a.signed), chance=LIMIT) for m in case.present if m in self._shown(a)]
+            out += [
+                dict(
+                    check=what,
+                    method=method,
+                    modality=m,
+                    value=likeness(a, b, m, absolute=a.signed),
+                    chance=LIMIT,
+                )
+                for m in case.present
+                if m in self._shown(a)
+            ]
     return out
 
+# %% ../../nbs/explain/01_audit.ipynb #c059
 @patch
-def _shown(self:Auditor, a): return [m for m in MODALITIES if any(x is not None for x in images_of(a, m))]
+def _shown(self: Auditor, a):
+    return [m for m in MODALITIES if any(x is not None for x in images_of(a, m))]
 
-# %% ../../nbs/explain/01_audit.ipynb #c053
+# %% ../../nbs/explain/01_audit.ipynb #c063
 def _verdict(check, low, high, chance):
     "Whether an interval lies on the right side of chance"
     sign = CHECKS[check]
-    if not np.isfinite([low, high]).all(): return 'undecided'
+    if not np.isfinite([low, high]).all():
+        return 'undecided'
     low, high = (low - chance, high - chance) if sign > 0 else (chance - high, chance - low)
     return 'holds' if low > 0 else 'fails' if high < 0 else 'undecided'
 
+# %% ../../nbs/explain/01_audit.ipynb #c064
 def audit_table(
-    records,          # Dicts or a table, one row a check, method, modality and patient: patient, group, value, chance; several rows of a patient are averaged
-    level:float=.95,  # Of the intervals
-    n_boot:int=2000, seed:int=0, # Bootstrap resamples of patients
-) -> pd.DataFrame: # Index check, method, modality; columns estimate, low, high, chance, n (patients), verdict
+    records,  # Dicts or a table, one row a check, method, modality and patient: patient, group, value, chance; several rows of a patient are averaged
+    level: float = 0.95,  # Of the intervals
+    n_boot: int = 2000,
+    seed: int = 0,  # Bootstrap resamples of patients
+) -> (
+    pd.DataFrame
+):  # Index check, method, modality; columns estimate, low, high, chance, n (patients), verdict
     "Means over patients with intervals and verdicts: 'holds' or 'fails' if the interval lies on the right or the wrong side of chance; 'undecided' for fewer than `FEWEST` patients."
     df = pd.DataFrame(records)
-    df = df[df.value.notna() & df.chance.notna()].groupby(['check', 'method', 'modality', 'patient', 'group'], sort=False)[['value', 'chance']].mean().reset_index()
+    df = (
+        df[df.value.notna() & df.chance.notna()]
+        .groupby(['check', 'method', 'modality', 'patient', 'group'], sort=False)[['value', 'chance']]
+        .mean()
+        .reset_index()
+    )
     rows = {}
     for key, t in df.groupby(['check', 'method', 'modality'], sort=False):
         d, k, n = (t.value - t.chance).to_numpy(), t.group.nunique(), len(t)
         estimate, chance, low, high = t.value.mean(), t.chance.mean(), np.nan, np.nan
         if k > 1:
             W = resample_counts(t.group, n_boot, seed)
-            s = (W@d/W.sum(1)).std()*np.sqrt(k/(k - 1))
-            alike = 1 - wilson(k, k, level)[0] if np.ptp(t.value) < (.05 if key[0] in ('pointing', 'instances') else 1e-9) else 0.   # where all agree, others may not
-            half = max(student.ppf((1 + level)/2, k - 1)*s, alike)
+            s = (W @ d / W.sum(1)).std() * np.sqrt(k / (k - 1))
+            alike = (
+                1 - wilson(k, k, level)[0]
+                if np.ptp(t.value) < (0.05 if key[0] in ('pointing', 'instances') else 1e-9)
+                else 0.0
+            )  # where all agree, others may not
+            half = max(student.ppf((1 + level) / 2, k - 1) * s, alike)
             low, high = np.clip([estimate - half, estimate + half], 0 if key[0] in BOUNDED else -1, 1)
-        rows[key] = (estimate, low, high, chance, n, _verdict(key[0], low, high, chance) if k >= FEWEST else 'undecided')
-    out = pd.DataFrame.from_dict(rows, orient='index', columns=['estimate', 'low', 'high', 'chance', 'n', 'verdict'])
+        rows[key] = (
+            estimate,
+            low,
+            high,
+            chance,
+            n,
+            _verdict(key[0], low, high, chance) if k >= FEWEST else 'undecided',
+        )
+    out = pd.DataFrame.from_dict(
+        rows, orient='index', columns=['estimate', 'low', 'high', 'chance', 'n', 'verdict']
+    )
     out.index = pd.MultiIndex.from_tuples(rows, names=['check', 'method', 'modality'])
     return out.loc[sorted(out.index, key=lambda k: list(CHECKS).index(k[0]))]
 
-# %% ../../nbs/explain/01_audit.ipynb #c057
+# %% ../../nbs/explain/01_audit.ipynb #c068
 def against(
-    records,         # As for `audit_table`
+    records,  # As for `audit_table`
     method='edges',  # Whom to beat
-) -> pd.DataFrame: # Records of the others
+) -> pd.DataFrame:  # Records of the others
     "The same records with another method's values, patient by patient, in the place of chance."
     df, key = pd.DataFrame(records), ['check', 'modality', 'patient']
     theirs = df[df.method == method].groupby(key).value.mean().rename('chance')
     out = df[df.method != method].drop(columns='chance').join(theirs, on=key)
     return out[out.chance.notna()]
 
-# %% ../../nbs/explain/01_audit.ipynb #c060
-def pick(cohort:Cohort, n:int|None=None, seed:int=0) -> list: # Patient ids; the first of a longer list are those of a shorter one
+# %% ../../nbs/explain/01_audit.ipynb #c071
+def pick(
+    cohort: Cohort, n: int | None = None, seed: int = 0
+) -> list:  # Patient ids; the first of a longer list are those of a shorter one
     "Some patients of a cohort, in turn from each class, in random order; None: all."
     rng, ids = np.random.default_rng(seed), {}
-    for c, t in cohort.df.groupby('label', sort=True, dropna=False): ids[c] = list(rng.permutation(t.index.to_numpy(dtype=object)))
+    for c, t in cohort.df.groupby('label', sort=True, dropna=False):
+        ids[c] = list(rng.permutation(t.index.to_numpy(dtype=object)))
     turns = [q[i] for i in range(max(map(len, ids.values()))) for q in ids.values() if i < len(q)]
     return [str(p) for p in turns[:n]]
 
+# %% ../../nbs/explain/01_audit.ipynb #c072
 def audit_case(
-    auditor:Auditor,
-    case:Case, partner:Case, # Another patient's case, for chance
-    group,                   # Of the patient
-    methods=None,            # Default: all of the auditor's
-    again=None,              # Of these, methods for stability and sanity too; default: all
-    taken=None,              # Of these, methods for deletion and insertion too; default: all
-) -> list: # Records for `audit_table`
+    auditor: Auditor,
+    case: Case,
+    partner: Case,  # Another patient's case, for chance
+    group,  # Of the patient
+    methods=None,  # Default: all of the auditor's
+    again=None,  # Of these, methods for stability and sanity too; default: all
+    taken=None,  # Of these, methods for deletion and insertion too; default: all
+) -> list:  # Records for `audit_table`
     "All checks of one case."
     methods, plain = auditor.methods if methods is None else tuple(methods), ('edges', 'random')
     again, taken = methods if again is None else again, (*methods, 'edges') if taken is None else taken
-    methods, again, taken = ([m for m in names if m != 'attention' or 'TEM' in case.present] for names in (methods, again, taken))   # without TEM nobody asks
+    methods, again, taken = (
+        [m for m in names if m != 'attention' or 'TEM' in case.present] for names in (methods, again, taken)
+    )  # without TEM nobody asks
     out = auditor.localisation(case, (*methods, *plain)) + auditor.bag_checks(case, methods)
-    if taken: out += auditor.removal(case, taken)
-    if again: out += auditor.stability(case, partner, again) + auditor.sanity(case, again)
+    if taken:
+        out += auditor.removal(case, taken)
+    if again:
+        out += auditor.stability(case, partner, again) + auditor.sanity(case, again)
     return [dict(patient=case.patient, group=group, **r) for r in out]
 
-# %% ../../nbs/explain/01_audit.ipynb #c061
+# %% ../../nbs/explain/01_audit.ipynb #c073
 def audit(
-    learn,                # `CMUSLearner` or `CasePredictor`
-    truth,                # Folder of a phantom or of an annotated cohort, or a `Truth`
-    cohort:Cohort=None,   # Whom to ask about; None: the learner's validation patients. Patients whom the model was trained on flatter it
-    methods=METHODS,      # Methods to audit
-    others=(),            # The same network, trained from other seeds: learners or readers
-    n:int=None,           # Patients, in turn from each class; None: all
-    n_slow:int=24,        # Of them, for the methods in `SLOW`, and for deletion and insertion
-    n_again:int=8,        # Of them, for stability and sanity of the methods in `SLOW`
-    seed:int=0,           # Of choice, noise and random networks
-    progress:bool=True,   # Show a progress bar
-    **kwargs,             # For `Auditor`: options, tolerance, steps, draws, noise
-) -> pd.DataFrame: # See `audit_table`; the records behind it are in `.attrs['records']`
+    learn,  # `CMUSLearner` or `CasePredictor`
+    truth,  # Folder of a phantom or of an annotated cohort, or a `Truth`
+    cohort: Cohort = None,  # Whom to ask about; None: the learner's validation patients. Patients whom the model was trained on flatter it
+    methods=METHODS,  # Methods to audit
+    others=(),  # The same network, trained from other seeds: learners or readers
+    n: int = None,  # Patients, in turn from each class; None: all
+    n_slow: int = 24,  # Of them, for the methods in `SLOW`, and for deletion and insertion
+    n_again: int = 8,  # Of them, for stability and sanity of the methods in `SLOW`
+    seed: int = 0,  # Of choice, noise and random networks
+    progress: bool = True,  # Show a progress bar
+    **kwargs,  # For `Auditor`: options, tolerance, steps, draws, noise
+) -> pd.DataFrame:  # See `audit_table`; the records behind it are in `.attrs['records']`
     "Does the explanation hold? Every check for every method, with intervals and chance levels."
-    if wrong := sorted(set(methods) - set(METHODS)): raise ValueError(f"no method is called {wrong}: choose from {METHODS}")
-    if cohort is None and isinstance(learn, CasePredictor): raise ValueError("a reader does not know its patients: say which cohort to audit on, best one that the model was not trained on")
+    if wrong := sorted(set(methods) - set(METHODS)):
+        raise ValueError(f"no method is called {wrong}: choose from {METHODS}")
+    if cohort is None and isinstance(learn, CasePredictor):
+        raise ValueError(
+            "a reader does not know its patients: say which cohort to audit on, best one that the model was not trained on"
+        )
     reader, cohort = as_predictor(learn), learn.dls.cohorts[1] if cohort is None else cohort
-    auditor = Auditor(reader, truth if isinstance(truth, Truth) else Truth.read(truth), tuple(map(as_predictor, others)), tuple(methods), seed=seed, **kwargs)
+    auditor = Auditor(
+        reader,
+        truth if isinstance(truth, Truth) else Truth.read(truth),
+        tuple(map(as_predictor, others)),
+        tuple(methods),
+        seed=seed,
+        **kwargs,
+    )
     ids, records, partner = pick(cohort, n, seed), [], None
-    if len(ids) < 2: raise ValueError(f"{len(ids)} patient: an audit needs at least two, and an interval many more")
+    if len(ids) < 2:
+        raise ValueError(f"{len(ids)} patient: an audit needs at least two, and an interval many more")
     for i, p in enumerate(progress_bar(ids, leave=False) if progress else ids):
         case = reader.open(cohort[p])
         some = lambda m: [x for x in methods if x not in SLOW or i < m]
-        records += audit_case(auditor, case, partner or reader.open(cohort[ids[1]]), cohort[p].group, some(n_slow), some(n_again), (*some(n_slow), 'edges') if i < n_slow else ())
-        auditor.maps, partner = {k: v for k, v in auditor.maps.items() if k[0] in ((p, ids[1]) if not i else (p,))}, case
+        records += audit_case(
+            auditor,
+            case,
+            partner or reader.open(cohort[ids[1]]),
+            cohort[p].group,
+            some(n_slow),
+            some(n_again),
+            (*some(n_slow), 'edges') if i < n_slow else (),
+        )
+        auditor.maps, partner = (
+            {k: v for k, v in auditor.maps.items() if k[0] in ((p, ids[1]) if not i else (p,))},
+            case,
+        )
     out = audit_table(records, seed=seed)
     out.attrs['records'] = records
     return out
 
-# %% ../../nbs/explain/01_audit.ipynb #c062
-CHECK_WORDS = dict(pointing='pointing game ↑', mass='mass in evidence ↑', instances='AUC in a bag ↑', deletion='deletion ↓', insertion='insertion ↑',
-                   noise='alike: noise ↑', seeds='alike: seeds ↑', head='alike: random head ↓', all='alike: all random ↓')
-VERDICT_LOOKS = dict(holds=dict(color=OKABE_ITO[0], marker='o', mfc=OKABE_ITO[0]),
-                     undecided=dict(color='#888888', marker='o', mfc='white'), fails=dict(color=OKABE_ITO[1], marker='X', mfc=OKABE_ITO[1]))
+# %% ../../nbs/explain/01_audit.ipynb #c074
+CHECK_WORDS = dict(
+    pointing='pointing game ↑',
+    mass='mass in evidence ↑',
+    instances='AUC in a bag ↑',
+    deletion='deletion ↓',
+    insertion='insertion ↑',
+    noise='alike: noise ↑',
+    seeds='alike: seeds ↑',
+    head='alike: random head ↓',
+    all='alike: all random ↓',
+)
+VERDICT_LOOKS = dict(
+    holds=dict(color=OKABE_ITO[0], marker='o', mfc=OKABE_ITO[0]),
+    undecided=dict(color='#888888', marker='o', mfc='white'),
+    fails=dict(color=OKABE_ITO[1], marker='X', mfc=OKABE_ITO[1]),
+)
 
+# %% ../../nbs/explain/01_audit.ipynb #c075
 def _panel(ax, t, names):
     "Estimates with intervals, one line a method; a tick where chance is."
     for y, m in enumerate(names):
-        if m not in t.index: continue
+        if m not in t.index:
+            continue
         r = t.loc[m]
         look = VERDICT_LOOKS[r.verdict]
-        if np.isfinite(r.low): ax.plot([r.low, r.high], [y, y], color=look['color'], lw=1.5)
+        if np.isfinite(r.low):
+            ax.plot([r.low, r.high], [y, y], color=look['color'], lw=1.5)
         ax.plot(r.estimate, y, ls='', ms=6, zorder=3, **look)
-        ax.plot([r.chance]*2, [y - .35, y + .35], color='k', lw=1.5)
-    ax.set(ylim=(len(names) - .4, -.6), yticks=range(len(names)), yticklabels=names)
-    ax.spines[['top', 'right']].set_visible(False); ax.tick_params(axis='y', length=0); ax.margins(x=.08); ax.locator_params(axis='x', nbins=4)
+        ax.plot([r.chance] * 2, [y - 0.35, y + 0.35], color='k', lw=1.5)
+    ax.set(ylim=(len(names) - 0.4, -0.6), yticks=range(len(names)), yticklabels=names)
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.tick_params(axis='y', length=0)
+    ax.margins(x=0.08)
+    ax.locator_params(axis='x', nbins=4)
 
+# %% ../../nbs/explain/01_audit.ipynb #c076
 def plot_audit(
-    table:pd.DataFrame, # From `audit` or `audit_table`
-): # The figure
+    table: pd.DataFrame,  # From `audit` or `audit_table`
+):  # The figure
     "All of an audit: blue holds, an orange cross fails, hollow grey is undecided, a black tick is chance."
     checks = [c for c in CHECKS if c in table.index.get_level_values('check')]
     mods = [m for m in MODALITIES if m in table.index.get_level_values('modality')]
-    fig, axs = plt.subplots(len(mods), len(checks), figsize=(1.5 + 1.55*len(checks), .6 + 1.75*len(mods)), layout='constrained', squeeze=False, dpi=80)
-    names = sorted(dict.fromkeys(m for c, m, _ in table.index if c != 'instances'), key=lambda x: METHODS.index(x) if x in METHODS else len(METHODS))
+    fig, axs = plt.subplots(
+        len(mods),
+        len(checks),
+        figsize=(1.5 + 1.55 * len(checks), 0.6 + 1.75 * len(mods)),
+        layout='constrained',
+        squeeze=False,
+        dpi=80,
+    )
+    names = sorted(
+        dict.fromkeys(m for c, m, _ in table.index if c != 'instances'),
+        key=lambda x: METHODS.index(x) if x in METHODS else len(METHODS),
+    )
     for row, m in zip(axs, mods):
         first = True
         for ax, c in zip(row, checks):
-            if ax in axs[0]: ax.set_title(CHECK_WORDS[c], fontsize=9)
-            t = table[(table.index.get_level_values('check') == c) & (table.index.get_level_values('modality') == m)].droplevel(['check', 'modality'])
-            t = t[~t.index.str.contains(r'\(')]                                              # other aggregators have a figure of their own
-            if not len(t): ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False); continue
+            if ax in axs[0]:
+                ax.set_title(CHECK_WORDS[c], fontsize=9)
+            t = table[
+                (table.index.get_level_values('check') == c) & (table.index.get_level_values('modality') == m)
+            ].droplevel(['check', 'modality'])
+            t = t[~t.index.str.contains(r'\(')]  # other aggregators have a figure of their own
+            if not len(t):
+                ax.set(xticks=[], yticks=[])
+                ax.spines[:].set_visible(False)
+                continue
             _panel(ax, t, list(t.index) if c == 'instances' else names)
             ax.tick_params(labelsize=8)
-            if first: ax.set_ylabel(m, fontsize=11)
-            elif c != 'instances': ax.set_yticklabels([])
+            if first:
+                ax.set_ylabel(m, fontsize=11)
+            elif c != 'instances':
+                ax.set_yticklabels([])
             first = False
     return fig
 
-# %% ../../nbs/explain/01_audit.ipynb #c069
+# %% ../../nbs/explain/01_audit.ipynb #c083
 class UniformAttention(nn.Module):
     "CMSA that looks everywhere alike: every token of the query gets the mean of the context's values."
-    def __init__(self, cmsa): super().__init__(); self.cmsa = cmsa
+
+    def __init__(self, cmsa):
+        super().__init__()
+        self.cmsa = cmsa
+
     def forward(self, query, context, need_weights=False):
         v = self.cmsa.v(context.flatten(2).mean(2))
         out, n = self.cmsa.o(v), query.flatten(2).shape[2]
-        attn = v.new_full((len(context), self.cmsa.heads if self.cmsa.split_heads else 1, n, context.flatten(2).shape[2]), 1/context.flatten(2).shape[2])
+        attn = v.new_full(
+            (len(context), self.cmsa.heads if self.cmsa.split_heads else 1, n, context.flatten(2).shape[2]),
+            1 / context.flatten(2).shape[2],
+        )
         return out[:, :, None, None].expand(-1, -1, *query.shape[2:]), attn if need_weights else None
 
+# %% ../../nbs/explain/01_audit.ipynb #c084
 @contextmanager
 def uniform_attention(model):
     "Replace the fusion's attention by an even one for a while."
     fusion = model.head.fusion
-    if not hasattr(fusion, 'cmsa'): raise ValueError(f"the fusion {type(fusion).__name__} has no CMSA to replace")
+    if not hasattr(fusion, 'cmsa'):
+        raise ValueError(f"the fusion {type(fusion).__name__} has no CMSA to replace")
     cmsa = fusion.cmsa
     fusion.cmsa = UniformAttention(cmsa)
-    try: yield model
-    finally: fusion.cmsa = cmsa
+    try:
+        yield model
+    finally:
+        fusion.cmsa = cmsa
 
-# %% ../../nbs/explain/01_audit.ipynb #c070
+# %% ../../nbs/explain/01_audit.ipynb #c085
 def gaze(
-    reader:CasePredictor, case:Case,
-) -> dict: # patient, label, pred, p, and with even attention pred_even, p_even (of pred); for OM and IM peak (largest mean weight × tokens) and focus (0: even, 1: one token)
+    reader: CasePredictor,
+    case: Case,
+) -> dict:  # patient, label, pred, p, and with even attention pred_even, p_even (of pred); for OM and IM peak (largest mean weight × tokens) and focus (0: even, 1: one token)
     "What becomes of a diagnosis if attention looks everywhere alike."
     k = reader.target(case)
-    with uniform_attention(reader.model): even = reader.probs(case).loc['fusion']
+    with uniform_attention(reader.model):
+        even = reader.probs(case).loc['fusion']
     p = reader.probs(case).loc['fusion']
-    out = dict(patient=case.patient, label=case.label, pred=reader.classes[k], pred_even=even.idxmax(), p=float(p.iloc[k]), p_even=float(even.iloc[k]))
+    out = dict(
+        patient=case.patient,
+        label=case.label,
+        pred=reader.classes[k],
+        pred_even=even.idxmax(),
+        p=float(p.iloc[k]),
+        p_even=float(even.iloc[k]),
+    )
     attn = reader(case, need_weights=True).attn or {}
     for m in ('OM', 'IM'):
-        if m not in case.present or m.lower() not in attn or 'TEM' not in case.present: continue
-        a = attn[m.lower()][0].flatten(0, 1).double()                    # rows sum to 1
-        out |= {f'{m}_peak': float(a.mean(0).max()*a.shape[1]), f'{m}_focus': float(1 + (a*a.clamp(min=1e-12).log()).sum(1).mean()/np.log(a.shape[1]))}
+        if m not in case.present or m.lower() not in attn or 'TEM' not in case.present:
+            continue
+        a = attn[m.lower()][0].flatten(0, 1).double()  # rows sum to 1
+        out |= {
+            f'{m}_peak': float(a.mean(0).max() * a.shape[1]),
+            f'{m}_focus': float(1 + (a * a.clamp(min=1e-12).log()).sum(1).mean() / np.log(a.shape[1])),
+        }
     return out

@@ -24,6 +24,7 @@ def masked_softmax(
     return scores.float().masked_fill(~mask, torch.finfo(torch.float32).min).softmax(1)*mask
 
 def _ranks(scores, mask): return scores.masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1) # 0: the highest; padding comes last
+
 def _check(feats, mask):
     if feats.ndim not in (3, 5): raise ValueError(f"instances of shape {tuple(feats.shape)}: expected maps [B,N,C,h,w] or vectors [B,N,C]")
     if mask.dtype != torch.bool or mask.shape != feats.shape[:2]: raise ValueError(f"mask must be bool {tuple(feats.shape[:2])} for instances of shape {tuple(feats.shape)}, not {mask.dtype} {tuple(mask.shape)}")
@@ -98,6 +99,7 @@ class AttentionPool(Aggregator):
     def scores(self, v): return self.w(self.v(v).tanh()).squeeze(2).float()      # [B,N]
     def weigh(self, v, mask): return masked_softmax(self.scores(v), mask), None, None
 
+# %% ../../nbs/models/02_aggregators.ipynb #c022
 class GatedPool(AttentionPool):
     "Gated attention pooling (Ilse et al. 2018, eq. 9)."
     def __init__(self, dim:int, hidden:int=128): # As for `AttentionPool`
@@ -106,7 +108,7 @@ class GatedPool(AttentionPool):
 
     def scores(self, v): return self.w(self.v(v).tanh()*self.u(v).sigmoid()).squeeze(2).float()
 
-# %% ../../nbs/models/02_aggregators.ipynb #c024
+# %% ../../nbs/models/02_aggregators.ipynb #c025
 class EntmaxPool(GatedPool):
     "Gated attention with exact zeros: α-entmax in place of the softmax (Peters et al. 2019)."
     def __init__(self,
@@ -123,7 +125,7 @@ class EntmaxPool(GatedPool):
         s = torch.where(mask, s - best.nan_to_num(neginf=0), -100)
         return (entmax15 if self.alpha == 1.5 else sparsemax)(s, dim=1)*mask, None, None
 
-# %% ../../nbs/models/02_aggregators.ipynb #c028
+# %% ../../nbs/models/02_aggregators.ipynb #c029
 class DSMIL(Aggregator):
     "Dual-stream MIL: instances weighed by their likeness to each class's critical instance (Li et al. 2021)."
     def __init__(self,
@@ -143,7 +145,7 @@ class DSMIL(Aggregator):
         z = torch.einsum('bn,bnc->bc', w, self.value(v).float())
         return w, z, lambda y: F.cross_entropy(top, y, reduction='none')
 
-# %% ../../nbs/models/02_aggregators.ipynb #c031
+# %% ../../nbs/models/02_aggregators.ipynb #c032
 class CLAM(GatedPool):
     "CLAM-SB: gated attention with a clustering loss on instances (Lu et al. 2021)."
     def __init__(self,
@@ -169,7 +171,7 @@ class CLAM(GatedPool):
         loss = own*(yes*most + no*least)/2 + (1 - own)*no*most
         return loss.sum((1, 2))/(k.squeeze(1).clamp(min=1)*d.shape[2])
 
-# %% ../../nbs/models/02_aggregators.ipynb #c034
+# %% ../../nbs/models/02_aggregators.ipynb #c035
 class SelfAttention(nn.Module):
     "A layer of exact multi-head self-attention with the norm before and a residual around it."
     def __init__(self,
@@ -189,7 +191,7 @@ class SelfAttention(nn.Module):
         a = (q @ k.mT*q.shape[-1]**-.5).float().masked_fill(~keep[:, None, None], torch.finfo(torch.float32).min).softmax(3)
         return x + self.out((a.to(v.dtype) @ v).transpose(1, 2).flatten(2)), a
 
-# %% ../../nbs/models/02_aggregators.ipynb #c035
+# %% ../../nbs/models/02_aggregators.ipynb #c036
 class TransMIL(Aggregator):
     "A class token and two self-attention layers over the instances (Shao et al. 2021), exact and without positions."
     def __init__(self,
@@ -209,7 +211,7 @@ class TransMIL(Aggregator):
         w = a.mean(1)[:, 0, 1:]*mask
         return w/w.sum(1, keepdim=True).clamp(min=1e-12), self.project(self.norm(x[:, 0])).float()*mask.any(1, keepdim=True), None
 
-# %% ../../nbs/models/02_aggregators.ipynb #c038
+# %% ../../nbs/models/02_aggregators.ipynb #c039
 class TopKPool(Aggregator):
     "Instance-level MIL: the mean of the k instances of which an instance classifier is surest."
     def __init__(self,
@@ -227,9 +229,10 @@ class TopKPool(Aggregator):
         w = chosen/n.clamp(1, self.k)
         return w, None, lambda y: F.cross_entropy(torch.einsum('bn,bnk->bk', w, logits), y, reduction='none')
 
-# %% ../../nbs/models/02_aggregators.ipynb #c041
+# %% ../../nbs/models/02_aggregators.ipynb #c042
 aggregators = dict(smil=SMILPool, mean=MeanPool, max=MaxPool, random=RandomPool, attention=AttentionPool, gated=GatedPool, dsmil=DSMIL, clam=CLAM, transmil=TransMIL, topk=TopKPool, entmax=EntmaxPool)
 
+# %% ../../nbs/models/02_aggregators.ipynb #c043
 def make_aggregator(
     name,          # One of `aggregators`, or a module, which is returned as it is
     dim:int,       # Channels C of the features
@@ -246,7 +249,7 @@ def make_aggregator(
     if wrong := sorted(set(kw) - set(own)): raise TypeError(f"aggregator {name!r} has no parameter {', '.join(wrong)}: it takes {', '.join(own) or 'none'}")
     return aggregators[name](**{k: v for k, v in dict(dim=dim, n_classes=n_classes).items() if k in takes}, **kw)
 
-# %% ../../nbs/models/02_aggregators.ipynb #c045
+# %% ../../nbs/models/02_aggregators.ipynb #c047
 class BagClassifier(nn.Module):
     "Bags of vectors to logits: perhaps an embedding of each instance, an aggregator, a linear classifier."
     def __init__(self,

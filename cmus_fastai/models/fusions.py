@@ -26,10 +26,13 @@ class Fusion(nn.Module):
         return self.fuse(maps, present, need_weights)
 
 def _mlp(n_in, n_classes, hidden, dropout): return nn.Sequential(nn.Linear(n_in, hidden), nn.Dropout(dropout), nn.ReLU(), nn.Linear(hidden, n_classes))
+
 def _vectors(maps): return tuple(x.mean((2, 3)) for x in maps)                  # averages, each [B,C]
+
+# %% ../../nbs/models/04_fusions.ipynb #c007
 def _masked(x, present): return x.masked_fill(~present, torch.finfo(x.dtype).min)   # before a softmax: missing modalities get nothing
 
-# %% ../../nbs/models/04_fusions.ipynb #c008
+# %% ../../nbs/models/04_fusions.ipynb #c009
 class ConcatFusion(Fusion):
     "Averages of the three maps, concatenated and classified."
     def __init__(self,
@@ -45,7 +48,7 @@ class ConcatFusion(Fusion):
         v = _vectors(maps)
         return v, self.mlp(torch.cat(v, 1)), None
 
-# %% ../../nbs/models/04_fusions.ipynb #c010
+# %% ../../nbs/models/04_fusions.ipynb #c011
 class CMSAFusion(ConcatFusion):
     "TEM asks OM and IM by cross-modal scale attention, then concatenation (Long et al. 2025, arXiv 2512.15171)."
     def __init__(self,
@@ -64,7 +67,7 @@ class CMSAFusion(ConcatFusion):
         v, logits, _ = super().fuse([*om_im.chunk(2), tem], present, need_weights)
         return v, logits, None if attn is None else dict(zip(('om', 'im'), attn.chunk(2)))
 
-# %% ../../nbs/models/04_fusions.ipynb #c012
+# %% ../../nbs/models/04_fusions.ipynb #c013
 class SelfFusion(CMSAFusion):
     "Each map attends to itself, then concatenation: CMSA's size without its exchange."
     def fuse(self, maps, present, need_weights):
@@ -75,7 +78,7 @@ class SelfFusion(CMSAFusion):
         v, logits, _ = ConcatFusion.fuse(self, x.chunk(3), present, need_weights)
         return v, logits, None if attn is None else dict(zip(('om', 'im', 'tem'), attn.chunk(3)))
 
-# %% ../../nbs/models/04_fusions.ipynb #c014
+# %% ../../nbs/models/04_fusions.ipynb #c015
 class ModalityAttention(ConcatFusion):
     "Softmax attention over the three vectors, which are weighted and concatenated (after Hori et al. 2017)."
     def __init__(self, dim:int, n_classes:int, hidden:int=128, dropout:float=.5): # As for `ConcatFusion`
@@ -88,7 +91,7 @@ class ModalityAttention(ConcatFusion):
         a = _masked((self.key(v).tanh()*self.ask).sum(2), present).softmax(1)
         return v.unbind(1), self.mlp((v*a[..., None]).flatten(1)), dict(modality=a) if need_weights else None
 
-# %% ../../nbs/models/04_fusions.ipynb #c016
+# %% ../../nbs/models/04_fusions.ipynb #c017
 class GatedFusion(Fusion):
     "Gated multimodal unit (Arevalo et al. 2017): gates for every hidden feature and modality."
     def __init__(self,
@@ -108,7 +111,7 @@ class GatedFusion(Fusion):
         z = (_masked(z, here).softmax(1) if self.gate == 'softmax' else z.sigmoid())*here
         return v, self.out((z*h).sum(1)), dict(gates=z) if need_weights else None
 
-# %% ../../nbs/models/04_fusions.ipynb #c018
+# %% ../../nbs/models/04_fusions.ipynb #c019
 class TensorFusion(Fusion):
     "Tensor Fusion (Zadeh et al. 2017): all products of one feature, or none, from each modality."
     def __init__(self,
@@ -128,7 +131,7 @@ class TensorFusion(Fusion):
         v = _vectors(maps)
         return v, self.mlp(self.products(v, present).flatten(1)), None
 
-# %% ../../nbs/models/04_fusions.ipynb #c020
+# %% ../../nbs/models/04_fusions.ipynb #c021
 class LowRankFusion(Fusion):
     "Low-rank Multimodal Fusion (Liu et al. 2018): Tensor Fusion with weights of low rank, without the tensor."
     def __init__(self,
@@ -150,7 +153,7 @@ class LowRankFusion(Fusion):
         v = _vectors(maps)
         return v, self.out(self.contract(v)), None
 
-# %% ../../nbs/models/04_fusions.ipynb #c022
+# %% ../../nbs/models/04_fusions.ipynb #c023
 class MeanFusion(Fusion):
     "Late fusion: the mean of the modalities' probabilities."
     def __init__(self, dim:int, n_classes:int, hidden:int=128, dropout:float=.5): # As for `ConcatFusion`; each modality has its own classifier
@@ -166,7 +169,7 @@ class MeanFusion(Fusion):
         logp = torch.stack([f(x) for f, x in zip(self.classify, v)], 1).float().log_softmax(2)
         return v, self.combine(logp, present), dict(probs=logp.exp()*present[..., None]) if need_weights else None
 
-# %% ../../nbs/models/04_fusions.ipynb #c024
+# %% ../../nbs/models/04_fusions.ipynb #c025
 class VoteFusion(MeanFusion):
     "Late fusion: the modalities vote, ties go to the higher mean probability; gradients pass straight through to the mean."
     def combine(self, logp, present):
@@ -175,7 +178,7 @@ class VoteFusion(MeanFusion):
         vote = torch.logaddexp(mean, votes.to(mean.dtype).log()) - (votes.sum(1, keepdim=True) + 1).log()
         return mean + (vote - mean).detach()
 
-# %% ../../nbs/models/04_fusions.ipynb #c026
+# %% ../../nbs/models/04_fusions.ipynb #c027
 class MaskedAttention(nn.Module):
     "Multi-head attention that sees only the tokens to keep."
     def __init__(self,
@@ -201,7 +204,7 @@ class MaskedAttention(nn.Module):
         else: attn, out = None, F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         return self.o(out.transpose(1, 2).flatten(2)), attn
 
-# %% ../../nbs/models/04_fusions.ipynb #c028
+# %% ../../nbs/models/04_fusions.ipynb #c029
 class TransformerBlock(nn.Module):
     "A pre-norm transformer layer: attention, then a small network, each added to what came in."
     def __init__(self, dim:int, heads:int=4): # Channels; heads
@@ -215,7 +218,7 @@ class TransformerBlock(nn.Module):
         x = x + y
         return x + self.mlp(x), attn
 
-# %% ../../nbs/models/04_fusions.ipynb #c029
+# %% ../../nbs/models/04_fusions.ipynb #c030
 class TransformerFusion(ConcatFusion):
     "Tokens of all modalities in one transformer that does not see what is missing (after mmFormer, Zhang et al. 2022)."
     def __init__(self,
@@ -236,7 +239,7 @@ class TransformerFusion(ConcatFusion):
         attn = dict(all=attn, om=attn[:, :, 2*T:, :T], im=attn[:, :, 2*T:, T:2*T]) if attn is not None else None
         return v.unbind(1), self.mlp(v.flatten(1)), attn
 
-# %% ../../nbs/models/04_fusions.ipynb #c031
+# %% ../../nbs/models/04_fusions.ipynb #c032
 class MultiScaleFusion(Fusion):
     "A class token of each scale, nm and µm, attends to the other scale's tokens (after CrossViT, Chen et al. 2021)."
     def __init__(self,
@@ -263,7 +266,7 @@ class MultiScaleFusion(Fusion):
         attn = dict(om=nm[..., 1:T+1], im=nm[..., T+1:2*T+1], tem=um[..., 2*T+1:]) if need_weights else None
         return v.unbind(1), self.mlp(torch.cat(out, 1)), attn
 
-# %% ../../nbs/models/04_fusions.ipynb #c033
+# %% ../../nbs/models/04_fusions.ipynb #c034
 fusions = dict(cmsa=CMSAFusion, concat=ConcatFusion, self=SelfFusion, modality=ModalityAttention, gated=GatedFusion, tensor=TensorFusion, lowrank=LowRankFusion,
                mean=MeanFusion, vote=VoteFusion, transformer=TransformerFusion, multiscale=MultiScaleFusion)
 

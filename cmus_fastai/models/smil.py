@@ -22,6 +22,7 @@ def _pairwise(x:Tensor) -> Tensor:
     d2 = size - 2*G
     return torch.where(d2 > 1e-12*size, d2, 0).sqrt().float()
 
+# %% ../../nbs/models/01_smil.ipynb #c008
 def bag_distances(
     feats:Tensor, # Features of the instances, [B,N,C,h,w] or [B,N,D]; padded slots may hold anything
     mask:Tensor,  # True where the instance is real, [B,N]
@@ -33,7 +34,7 @@ def bag_distances(
     # selected, not multiplied, by the mask: padding may be NaN
     return torch.where(mask[:, :, None] & mask[:, None] & (span > 0), _pairwise(x) / span, 0)
 
-# %% ../../nbs/models/01_smil.ipynb #c012
+# %% ../../nbs/models/01_smil.ipynb #c013
 def smil_weights(
     D:Tensor,         # Distances between instances, [B,N,N], from `bag_distances`
     mask:Tensor,      # True where the instance is real, [B,N]
@@ -54,7 +55,7 @@ def smil_weights(
     w = torch.where(equal, 1., (u - lo) / (hi - lo))
     return torch.where(others, w, is_medoid.float())
 
-# %% ../../nbs/models/01_smil.ipynb #c018
+# %% ../../nbs/models/01_smil.ipynb #c019
 class SMIL(nn.Module):
     "Sparse multiple-instance pooling of a bag of feature maps (Long et al. 2025, arXiv 2512.15171)."
     def __init__(self,

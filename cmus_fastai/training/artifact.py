@@ -20,21 +20,34 @@ from ..models.cmusnet import CMUSHead, CMUSNet
 
 # %% ../../nbs/training/09_artifact.ipynb #c008
 def save_model(
-    model:CMUSNet, # A trained network
-    path,          # Folder to make
-    classes,       # Class names, in the order of the logits
-    size:int=224,  # Side of the images it was trained on, px
-    **info,        # Anything else worth keeping that JSON can hold: seed, cohort, figures
-) -> Path: # The folder
+    model: CMUSNet,  # A trained network
+    path,  # Folder to make
+    classes,  # Class names, in the order of the logits
+    size: int = 224,  # Side of the images it was trained on, px
+    **info,  # Anything else worth keeping that JSON can hold: seed, cohort, figures
+) -> Path:  # The folder
     "Write a model as safetensors and JSON, whole or not at all."
     path = Path(path)
-    if path.exists(): raise FileExistsError(f"{path} exists; choose another folder or remove it first")
-    if len(classes) != model.config['n_classes']: raise ValueError(f"{len(classes)} class names for a model with {model.config['n_classes']} outputs")
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another folder or remove it first")
+    if len(classes) != model.config['n_classes']:
+        raise ValueError(f"{len(classes)} class names for a model with {model.config['n_classes']} outputs")
     tmp = Path(tempfile.mkdtemp(prefix=f'.{path.name}-', dir=path.parent))
     try:
-        config = dict(format='cmus_fastai model 1', version=__version__, classes=list(classes), size=size, resample=model.om.interpolation, model=model.config, info=info)
-        (tmp/'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
-        save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp/'model.safetensors')
+        config = dict(
+            format='cmus_fastai model 1',
+            version=__version__,
+            classes=list(classes),
+            size=size,
+            resample=model.om.interpolation,
+            model=model.config,
+            info=info,
+        )
+        (tmp / 'config.json').write_text(json.dumps(config, indent=2), encoding='utf-8')
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()},
+            tmp / 'model.safetensors',
+        )
         tmp.chmod(0o755)
         os.replace(tmp, path)
     except BaseException:
@@ -44,57 +57,88 @@ def save_model(
 
 # %% ../../nbs/training/09_artifact.ipynb #c009
 def check_network(
-    config:dict, # Arguments of `CMUSNet` as a file has them
-    source='',   # The file, for the error
-) -> dict: # The same
+    config: dict,  # Arguments of `CMUSNet` as a file has them
+    source='',  # The file, for the error
+) -> dict:  # The same
     "Refuse a configuration that names anything but a network: a file to open, an address to contact, an unknown option."
-    known = {'n_classes', 'backbone', 'freeze_bn', 'encoder_kw', 'ordinal', *inspect.signature(CMUSHead).parameters}
+    known = {
+        'n_classes',
+        'backbone',
+        'freeze_bn',
+        'encoder_kw',
+        'ordinal',
+        *inspect.signature(CMUSHead).parameters,
+    }
     unknown = sorted(set(config) - known)
-    if unknown: raise ValueError(f"{source}: {', '.join(unknown)}: not an option of a saved network")
+    if unknown:
+        raise ValueError(f"{source}: {', '.join(unknown)}: not an option of a saved network")
     name = config.get('backbone')
     if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9_.-]+', name):
-        raise ValueError(f"{source}: backbone {name!r} is not the plain name of a timm model. Models of a hub are not loaded from a file, since that would contact the hub")
+        raise ValueError(
+            f"{source}: backbone {name!r} is not the plain name of a timm model. Models of a hub are not loaded from a file, since that would contact the hub"
+        )
     return config
 
 # %% ../../nbs/training/09_artifact.ipynb #c010
 def load_model(
-    path,           # Folder made by `save_model`
-    device='cpu',   # Where the model goes
-) -> tuple: # The network in evaluation mode, and its configuration, a dict with classes, size, …
+    path,  # Folder made by `save_model`
+    device='cpu',  # Where the model goes
+) -> tuple:  # The network in evaluation mode, and its configuration, a dict with classes, size, …
     "Read a model; nothing but numbers and JSON is read."
     path = Path(path)
     for f in ('config.json', 'model.safetensors'):
-        if not (path/f).is_file(): raise FileNotFoundError(f"{path} is not a saved model: {f} is missing. Give the folder that save_model or cmus_demo wrote.")
-    config = json.loads((path/'config.json').read_text(encoding='utf-8'))
-    if config.get('format') != 'cmus_fastai model 1': raise ValueError(f"{path/'config.json'} has format {config.get('format')!r}; this version reads 'cmus_fastai model 1'")
-    network = dict(check_network(config['model'], path/'config.json'))
+        if not (path / f).is_file():
+            raise FileNotFoundError(
+                f"{path} is not a saved model: {f} is missing. Give the folder that save_model or cmus_demo wrote."
+            )
+    config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
+    if config.get('format') != 'cmus_fastai model 1':
+        raise ValueError(
+            f"{path / 'config.json'} has format {config.get('format')!r}; this version reads 'cmus_fastai model 1'"
+        )
+    network = dict(check_network(config['model'], path / 'config.json'))
     kind = network.pop('ordinal', None)
     model = CMUSNet(**network, weights=None)
-    if kind: ordinal_heads(model, kind)
-    model.load_state_dict(load_file(path/'model.safetensors'))
+    if kind:
+        ordinal_heads(model, kind)
+    model.load_state_dict(load_file(path / 'model.safetensors'))
     return model.to(device).eval(), config
 
 # %% ../../nbs/training/09_artifact.ipynb #c011
 class _Lazy:
     "Cases that are read when they are asked for."
-    def __init__(self, rows, slots): self.rows, self.slots = rows, slots
-    def __len__(self): return len(self.rows)
-    def __getitem__(self, i): return tuple(s(self.rows[i][m]) for s, m in zip(self.slots, ('OM', 'IM', 'TEM')))
+
+    def __init__(self, rows, slots):
+        self.rows, self.slots = rows, slots
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, i):
+        return tuple(s(self.rows[i][m]) for s, m in zip(self.slots, ('OM', 'IM', 'TEM')))
 
 # %% ../../nbs/training/09_artifact.ipynb #c013
 @torch.inference_mode()
 def predict_cohort(
-    model:CMUSNet,     # From `load_model`, in evaluation mode
-    config:dict,       # From `load_model`
-    cohort:Cohort,     # Patients; labels are not needed
-    bs:int=4,          # Patients in a batch
-    num_workers:int=0, # Processes that read images
-    precision:str|None=None, # 'bf16' for half the time on a GPU, or on a CPU that has it; None: float32
-) -> tuple: # Predictions, one row a patient (see `predictions`), and the model's outputs batch by batch
+    model: CMUSNet,  # From `load_model`, in evaluation mode
+    config: dict,  # From `load_model`
+    cohort: Cohort,  # Patients; labels are not needed
+    bs: int = 4,  # Patients in a batch
+    num_workers: int = 0,  # Processes that read images
+    precision: str | None = None,  # 'bf16' for half the time on a GPU, or on a CPU that has it; None: float32
+) -> tuple:  # Predictions, one row a patient (see `predictions`), and the model's outputs batch by batch
     "Diagnose every patient of a cohort."
     slots = [LoadSlot(m, config['size'], config['resample']) for m in ('OM', 'IM', 'TEM')]
-    dl = TriModalDL(_Lazy(list(cohort), slots), bs=bs, num_workers=num_workers, before_batch=pad_bags, device=next(model.parameters()).device, do_setup=False)
+    dl = TriModalDL(
+        _Lazy(list(cohort), slots),
+        bs=bs,
+        num_workers=num_workers,
+        before_batch=pad_bags,
+        device=next(model.parameters()).device,
+        do_setup=False,
+    )
     device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'): outs = [model(*[(x.float()/255, m) for x, m in b]) for b in dl]
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
+        outs = [model(*[(x.float() / 255, m) for x, m in b]) for b in dl]
     probs = torch.cat([o.fusion for o in outs]).float().softmax(1).cpu().numpy()
     return predictions(cohort.df.index, cohort.df.label, probs, config['classes'], cohort.df.group), outs

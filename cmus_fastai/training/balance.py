@@ -18,31 +18,47 @@ from .losses import MultiLoss, patients_here
 
 # %% ../../nbs/training/02_balance.ipynb #c008
 loss_weights = dict(
-    published=dict(fusion=1., om=.3, im=.5, tem=.2), # Long et al. 2025
-    equal=dict(fusion=1., om=1., im=1., tem=1.),
-    fusion=dict(fusion=1., om=0., im=0., tem=0.))    # the branches learn nothing, and say nothing of use
+    published=dict(fusion=1.0, om=0.3, im=0.5, tem=0.2),  # Long et al. 2025
+    equal=dict(fusion=1.0, om=1.0, im=1.0, tem=1.0),
+    fusion=dict(fusion=1.0, om=0.0, im=0.0, tem=0.0),
+)  # the branches learn nothing, and say nothing of use
 
 # %% ../../nbs/training/02_balance.ipynb #c010
 class UncertaintyLoss(MultiLoss):
     "The four cross-entropies with learned weights exp(-s) and their price s/2 (Kendall, Gal and Cipolla 2018); `LearnUncertainty` trains s."
-    def __init__(self,
-        aux:float=.2,              # Weight of the aggregator's own instance stream, where it has one; not learned
-        class_weight:Tensor|None=None, # Weight of each class, [K]
-        label_smoothing:float=0.,  # As in `torch.nn.functional.cross_entropy`
-        reduction:str='mean',      # 'mean' over patients, 'sum', or 'none'
-    ):
-        super().__init__(1., 1., 1., 1., aux=aux, class_weight=class_weight, label_smoothing=label_smoothing, reduction=reduction)
-        self.s = nn.Parameter(torch.zeros(4))   # log-variances of 'fusion', 'om', 'im', 'tem'
 
-    def learned(self) -> dict: return dict(zip(('fusion', 'om', 'im', 'tem'), (-self.s.detach()).exp().tolist()))   # the weights now
+    def __init__(
+        self,
+        aux: float = 0.2,  # Weight of the aggregator's own instance stream, where it has one; not learned
+        class_weight: Tensor | None = None,  # Weight of each class, [K]
+        label_smoothing: float = 0.0,  # As in `torch.nn.functional.cross_entropy`
+        reduction: str = 'mean',  # 'mean' over patients, 'sum', or 'none'
+    ):
+        super().__init__(
+            1.0,
+            1.0,
+            1.0,
+            1.0,
+            aux=aux,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
+        self.s = nn.Parameter(torch.zeros(4))  # log-variances of 'fusion', 'om', 'im', 'tem'
+
+    def learned(self) -> dict:
+        return dict(zip(('fusion', 'om', 'im', 'tem'), (-self.s.detach()).exp().tolist()))  # the weights now
 
     def terms(self, out, y):
         "As in `MultiLoss`, each term with its weight and its price."
         reduction, self.reduction = self.reduction, 'none'
-        try: terms = super().terms(out, y)
-        finally: self.reduction = reduction
+        try:
+            terms = super().terms(out, y)
+        finally:
+            self.reduction = reduction
         have = torch.cat([torch.ones_like(out.present[:, :1]), out.present], 1).T
-        for k, s, here in zip(('fusion', 'om', 'im', 'tem'), self.s.to(y.device), have): terms[k] = (-s).exp()*terms[k] + s/2*here
+        for k, s, here in zip(('fusion', 'om', 'im', 'tem'), self.s.to(y.device), have):
+            terms[k] = (-s).exp() * terms[k] + s / 2 * here
         return terms if reduction == 'none' else {k: getattr(v, reduction)() for k, v in terms.items()}
 
 # %% ../../nbs/training/02_balance.ipynb #c014
@@ -51,97 +67,139 @@ def _with_s(model, splitter, s):
     groups = L(splitter(model))
     return groups + [s] if isinstance(groups[0], Tensor) else groups[:-1] + [L(groups[-1]) + [s]]
 
+# %% ../../nbs/training/02_balance.ipynb #c015
 class LearnUncertainty(Callback):
     "Train the weights of an `UncertaintyLoss` with the model, and record them; give it to the Learner when that is made."
-    def __init__(self): self.weighting = None
+
+    def __init__(self):
+        self.weighting = None
+
     def after_create(self):
-        if not isinstance(self.learn.loss_func, UncertaintyLoss): raise TypeError(f"LearnUncertainty trains an UncertaintyLoss; the Learner has {type(self.learn.loss_func).__name__}")
+        if not isinstance(self.learn.loss_func, UncertaintyLoss):
+            raise TypeError(
+                f"LearnUncertainty trains an UncertaintyLoss; the Learner has {type(self.learn.loss_func).__name__}"
+            )
         self.weighting = self.learn.loss_func
         self.learn.splitter = partial(_with_s, splitter=self.learn.splitter, s=self.weighting.s)
-        self.learn.metrics = self.learn.metrics + [ValueMetric(lambda k=k: self.weighting.learned()[k], f'weight_{k}') for k in self.weighting.learned()]
+        self.learn.metrics = self.learn.metrics + [
+            ValueMetric(lambda k=k: self.weighting.learned()[k], f'weight_{k}')
+            for k in self.weighting.learned()
+        ]
 
     def before_fit(self):
         s = self.weighting and self.weighting.s
-        if not any(p is s for ps in self.opt.param_lists for p in ps): raise ValueError("the optimiser does not know the loss's weights: give LearnUncertainty to the Learner (cbs=) when it is made, not to fit")
+        if not any(p is s for ps in self.opt.param_lists for p in ps):
+            raise ValueError(
+                "the optimiser does not know the loss's weights: give LearnUncertainty to the Learner (cbs=) when it is made, not to fit"
+            )
         s.data, s.grad = s.data.to(self.dls.device), None
         s.requires_grad_(not hasattr(self, 'lr_finder'))
 
     def before_step(self):
         world = patients_here(self.learn)[2]
-        if world > 1 and self.weighting.s.grad is not None:    # the model's gradients have been averaged over processes
+        if (
+            world > 1 and self.weighting.s.grad is not None
+        ):  # the model's gradients have been averaged over processes
             dist.all_reduce(self.weighting.s.grad)
             self.weighting.s.grad /= world
 
-# %% ../../nbs/training/02_balance.ipynb #c016
+# %% ../../nbs/training/02_balance.ipynb #c017
 def modulation(
-    score:Tensor,    # Mean probability of the true class in each branch, [M]
-    has:Tensor,      # Whether any patient of the batch has the modality, bool [M]
-    alpha:float=.5,  # Strength
-) -> Tensor: # Factor of each modality, 0 to 1, [M]
+    score: Tensor,  # Mean probability of the true class in each branch, [M]
+    has: Tensor,  # Whether any patient of the batch has the modality, bool [M]
+    alpha: float = 0.5,  # Strength
+) -> Tensor:  # Factor of each modality, 0 to 1, [M]
     "How far to slow each modality down (Peng et al. 2022, with ρ-1 in place of ρ, and the mean of the others)."
     score = score.masked_fill(~has, 0)
-    others = (score.sum() - score)/(has.sum() - has.long()).clamp(min=1)
-    ratio = torch.where(has & (others > 0), score/others, 1)
-    return 1 - (alpha*(ratio - 1).clamp(min=0)).tanh()
-
-# %% ../../nbs/training/02_balance.ipynb #c019
-def modality_parameters(
-    model, # A `CMUSNet`, a `CMUSHead` alone, or either wrapped for several GPUs
-) -> dict: # Lists of parameters for 'om', 'im', 'tem'
-    "What belongs to one modality alone: its encoder, its projection, its branch head."
-    model = getattr(model, 'module', model)
-    head, encoder = (model.head, lambda k: [getattr(model, k)]) if isinstance(model, CMUSNet) else (model, lambda k: [])
-    return {k: [p for part in (*encoder(k), head.proj[k], getattr(head, k)) for p in part.parameters()] for k in ('om', 'im', 'tem')}
+    others = (score.sum() - score) / (has.sum() - has.long()).clamp(min=1)
+    ratio = torch.where(has & (others > 0), score / others, 1)
+    return 1 - (alpha * (ratio - 1).clamp(min=0)).tanh()
 
 # %% ../../nbs/training/02_balance.ipynb #c020
+def modality_parameters(
+    model,  # A `CMUSNet`, a `CMUSHead` alone, or either wrapped for several GPUs
+) -> dict:  # Lists of parameters for 'om', 'im', 'tem'
+    "What belongs to one modality alone: its encoder, its projection, its branch head."
+    model = getattr(model, 'module', model)
+    head, encoder = (
+        (model.head, lambda k: [getattr(model, k)]) if isinstance(model, CMUSNet) else (model, lambda k: [])
+    )
+    return {
+        k: [p for part in (*encoder(k), head.proj[k], getattr(head, k)) for p in part.parameters()]
+        for k in ('om', 'im', 'tem')
+    }
+
+# %% ../../nbs/training/02_balance.ipynb #c021
 class GradientBalance(Callback):
     "Slow down the modality whose branch is surest of the truth (OGM-GE, Peng et al. 2022); records each modality's mean factor."
-    def __init__(self,
-        alpha:float=.5,         # Strength; 0 changes nothing
-        scale:str='gradient',   # 'gradient' (published, for SGD) or 'step' (for Adam, which undoes the former)
-        noise:bool=False,       # Add noise to slowed gradients (GE, part of the published method)
+
+    def __init__(
+        self,
+        alpha: float = 0.5,  # Strength; 0 changes nothing
+        scale: str = 'gradient',  # 'gradient' (published, for SGD) or 'step' (for Adam, which undoes the former)
+        noise: bool = False,  # Add noise to slowed gradients (GE, part of the published method)
     ):
-        if scale not in ('gradient', 'step'): raise ValueError(f"scale={scale!r}: choose 'gradient' or 'step'")
-        if alpha < 0: raise ValueError(f"alpha={alpha} would speed the leader up: give 0 or more")
+        if scale not in ('gradient', 'step'):
+            raise ValueError(f"scale={scale!r}: choose 'gradient' or 'step'")
+        if alpha < 0:
+            raise ValueError(f"alpha={alpha} would speed the leader up: give 0 or more")
         self.alpha, self.scale, self.noise = alpha, scale, noise
 
     def after_create(self):
-        self.sums, self.n = [0.]*3, 0
-        mean = lambda i: self.sums[i]/self.n if self.n else float('nan')
-        self.learn.metrics = self.learn.metrics + [ValueMetric(partial(mean, i), f'k_{k}') for i, k in enumerate(('om', 'im', 'tem'))]
+        self.sums, self.n = [0.0] * 3, 0
+        mean = lambda i: self.sums[i] / self.n if self.n else float('nan')
+        self.learn.metrics = self.learn.metrics + [
+            ValueMetric(partial(mean, i), f'k_{k}') for i, k in enumerate(('om', 'im', 'tem'))
+        ]
 
-    def before_train(self): self.sums, self.n, self.start = [0.]*3, 0, []
+    def before_train(self):
+        self.sums, self.n, self.start = [0.0] * 3, 0, []
 
-    def factors(self) -> list: # Of OM, IM and TEM
+    def factors(self) -> list:  # Of OM, IM and TEM
         "The factors that the present batch asks for, from all patients of all processes."
         (real, _, world), out, y = patients_here(self.learn), self.learn.out, self.learn.case_y
-        p = torch.stack([self.learn.loss_func.activation(getattr(out, k).detach()).gather(1, y[:, None])[:, 0] for k in ('om', 'im', 'tem')], 1)[:real]
+        p = torch.stack(
+            [
+                self.learn.loss_func.activation(getattr(out, k).detach()).gather(1, y[:, None])[:, 0]
+                for k in ('om', 'im', 'tem')
+            ],
+            1,
+        )[:real]
         here = out.present[:real]
-        sums = torch.stack([(p*here).sum(0), here.sum(0).to(p.dtype)])
-        if world > 1: dist.all_reduce(sums)
-        return modulation(sums[0]/sums[1].clamp(min=1), sums[1] > 0, self.alpha).tolist()
+        sums = torch.stack([(p * here).sum(0), here.sum(0).to(p.dtype)])
+        if world > 1:
+            dist.all_reduce(sums)
+        return modulation(sums[0] / sums[1].clamp(min=1), sums[1] > 0, self.alpha).tolist()
 
     def before_step(self):
         ks, self.start = self.factors(), []
         self.sums, self.n = [a + k for a, k in zip(self.sums, ks)], self.n + 1
         for k, params in zip(ks, modality_parameters(self.model).values()):
             for p in params if k < 1 else []:
-                if p.grad is None: continue
-                if self.scale == 'step': self.start.append((p, p.detach().clone(), k))
-                else: p.grad.mul_(k)
-                if self.noise: p.grad.add_(torch.randn_like(p.grad)*p.grad.std(correction=0))
+                if p.grad is None:
+                    continue
+                if self.scale == 'step':
+                    self.start.append((p, p.detach().clone(), k))
+                else:
+                    p.grad.mul_(k)
+                if self.noise:
+                    p.grad.add_(torch.randn_like(p.grad) * p.grad.std(correction=0))
 
     def after_step(self):
-        for p, start, k in self.start: p.data.lerp_(start, 1 - k)
+        for p, start, k in self.start:
+            p.data.lerp_(start, 1 - k)
         self.start = []
 
-# %% ../../nbs/training/02_balance.ipynb #c022
+# %% ../../nbs/training/02_balance.ipynb #c023
 def make_loss(
-    name:str='published', # 'published', 'equal', 'fusion', 'uncertainty' or 'gradient'
-    **kw,                 # For the loss: class_weight, label_smoothing, aux, reduction
-) -> tuple: # The loss, and a list of the callbacks that it needs beside `MultiLossCallback`
+    name: str = 'published',  # 'published', 'equal', 'fusion', 'uncertainty' or 'gradient'
+    **kw,  # For the loss: class_weight, label_smoothing, aux, reduction
+) -> tuple:  # The loss, and a list of the callbacks that it needs beside `MultiLossCallback`
     "A weighting of the losses by name."
-    if name in loss_weights: return MultiLoss(**loss_weights[name], **kw), []
-    if name == 'uncertainty': return UncertaintyLoss(**kw), [LearnUncertainty()]
-    if name == 'gradient': return MultiLoss(**loss_weights['published'], **kw), [GradientBalance(scale='step')]
+    if name in loss_weights:
+        return MultiLoss(**loss_weights[name], **kw), []
+    if name == 'uncertainty':
+        return UncertaintyLoss(**kw), [LearnUncertainty()]
+    if name == 'gradient':
+        return MultiLoss(**loss_weights['published'], **kw), [GradientBalance(scale='step')]
     raise ValueError(f"there is no loss {name!r}; choose from {[*loss_weights, 'uncertainty', 'gradient']}")

@@ -28,57 +28,78 @@ def join():
 
 def leave():
     "Part from the other processes; at exit, so that none is left waiting or aborts."
-    if dist.is_initialized(): dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 # %% ../../nbs/training/05_distributed.ipynb #c009
 class PatientShards(DistributedDL):
     "One process's part of every batch; each patient of an epoch counts once."
+
     def get_idxs(self):
         alone, world = self.dl.bs, self.world_size
-        self.dl.bs = alone*world                             # like bags come together in the batch that all processes share
-        try: idxs = self._broadcast(list(self.dl.get_idxs()), 0)
-        finally: self.dl.bs = alone
-        if self.drop_last: idxs = idxs[:len(idxs)//(alone*world)*alone*world]
+        self.dl.bs = alone * world  # like bags come together in the batch that all processes share
+        try:
+            idxs = self._broadcast(list(self.dl.get_idxs()), 0)
+        finally:
+            self.dl.bs = alone
+        if self.drop_last:
+            idxs = idxs[: len(idxs) // (alone * world) * alone * world]
         mine, self.shares = [], []
-        for i in range(0, len(idxs), alone*world):
-            batch = idxs[i:i + alone*world]
-            n = -(-len(batch)//world)                        # patients a process, repeated ones included
-            real = batch[self.rank*n:(self.rank + 1)*n]
-            mine += (real + batch[:1]*n)[:n]
+        for i in range(0, len(idxs), alone * world):
+            batch = idxs[i : i + alone * world]
+            n = -(-len(batch) // world)  # patients a process, repeated ones included
+            real = batch[self.rank * n : (self.rank + 1) * n]
+            mine += (real + batch[:1] * n)[:n]
             self.shares.append((len(real), len(batch), world))
         return mine
 
     def __len__(self):
-        n, G = self.dl.n, self.dl.bs*self.world_size
-        return n//G if self.drop_last else -(-n//G)
+        n, G = self.dl.n, self.dl.bs * self.world_size
+        return n // G if self.drop_last else -(-n // G)
 
     def _broadcast(self, t, rank):
         box = [t]
-        if self.world_size > 1 and dist.is_initialized(): dist.broadcast_object_list(box, rank)
+        if self.world_size > 1 and dist.is_initialized():
+            dist.broadcast_object_list(box, rank)
         return box[0]
 
     def after_batch(self, b):
         self.share, self.i = self.shares[self.i], self.i + 1
         return self.dl.after_batch(b)
 
-    def to_detach(self, b, cpu=True, gather=True): return to_detach(b, cpu, gather=False)   # the trainer has gathered before
+    def to_detach(self, b, cpu=True, gather=True):
+        return to_detach(b, cpu, gather=False)  # the trainer has gathered before
 
 # %% ../../nbs/training/05_distributed.ipynb #c015
 class PatientTrainer(DistributedTrainer):
     "fastai's distributed trainer, with each patient counted once and all metrics exact."
-    def __init__(self,
-        lacking:bool=True, # Do some patients lack a modality?
-        **kwargs,          # Passed on to `accelerate.Accelerator`
-    ): super().__init__(sync_bn=False, kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=lacking)], **kwargs)
 
-    def _wrap_dl(self, dl): return dl if isinstance(dl, PatientShards) else PatientShards(dl, device=self.accelerator.device)
+    def __init__(
+        self,
+        lacking: bool = True,  # Do some patients lack a modality?
+        **kwargs,  # Passed on to `accelerate.Accelerator`
+    ):
+        super().__init__(
+            sync_bn=False,
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=lacking)
+            ],
+            **kwargs,
+        )
+
+    def _wrap_dl(self, dl):
+        return dl if isinstance(dl, PatientShards) else PatientShards(dl, device=self.accelerator.device)
 
     def after_pred(self):
-        if not len(self.yb): self.learn.pred = self._gather(self.pred)
+        if not len(self.yb):
+            self.learn.pred = self._gather(self.pred)
+
     def after_loss(self):
-        if self.training: return
+        if self.training:
+            return
         self.learn.pred, self.learn.yb = self._gather(self.pred), tuple(self._gather(y) for y in self.yb)
-        if self.learn.loss.ndim: self.learn.loss = self._gather(self.learn.loss)
+        if self.learn.loss.ndim:
+            self.learn.loss = self._gather(self.learn.loss)
 
     def _gather(self, x):
         "The real rows of all processes, in the order of the patients."
@@ -87,16 +108,21 @@ class PatientTrainer(DistributedTrainer):
 
 # %% ../../nbs/training/05_distributed.ipynb #c016
 @patch
-def to_distributed(self:CMUSLearner,
-    sync_bn=False, # Not used: the encoders' batch norm is frozen
-    **kwargs,      # Passed on to `accelerate.Accelerator`
+def to_distributed(
+    self: CMUSLearner,
+    sync_bn=False,  # Not used: the encoders' batch norm is frozen
+    **kwargs,  # Passed on to `accelerate.Accelerator`
 ):
     "Train in all processes that Accelerate started; `with learn.distrib_ctx():` calls this."
     join()
-    if torch.cuda.is_available(): self.dls.device = PartialState().device     # each process its own card
+    if torch.cuda.is_available():
+        self.dls.device = PartialState().device  # each process its own card
     df = self.dls.cohorts[0].df
-    self.add_cb(PatientTrainer(bool(df[['OM', 'IM']].isna().any(axis=None) or not df.TEM.map(len).all()), **kwargs))
-    if rank_distrib() and hasattr(self, 'progress'): self.remove_cb(self.progress)
+    self.add_cb(
+        PatientTrainer(bool(df[['OM', 'IM']].isna().any(axis=None) or not df.TEM.map(len).all()), **kwargs)
+    )
+    if rank_distrib() and hasattr(self, 'progress'):
+        self.remove_cb(self.progress)
     return self
 
 # %% ../../nbs/training/05_distributed.ipynb #c023
@@ -104,22 +130,31 @@ def to_distributed(self:CMUSLearner,
 def alone():
     "Let fastai in this process gather nothing from the others."
     kept = {k: os.environ.pop(k) for k in ('WORLD_SIZE', 'RANK') if k in os.environ}
-    try: yield
-    finally: os.environ.update(kept)
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
 
+# %% ../../nbs/training/05_distributed.ipynb #c024
 def run_folds(
-    f,      # Function of a fold's number, training and test cohort; its result must be picklable
+    f,  # Function of a fold's number, training and test cohort; its result must be picklable
     folds,  # Pairs of cohorts, e.g. `cohort.kfold(5)`
-) -> list: # Results in the order of the folds, in every process
+) -> list:  # Results in the order of the folds, in every process
     "Run `f` on every fold, each process on its share; in a single process, one after the other."
     rank, world, folds = rank_distrib(), max(num_distrib(), 1), list(folds)
-    if world > 1: join()
+    if world > 1:
+        join()
     try:
-        with alone(): mine, error = {i: f(i, *fold) for i, fold in enumerate(folds) if i % world == rank}, None
+        with alone():
+            mine, error = {i: f(i, *fold) for i, fold in enumerate(folds) if i % world == rank}, None
     except Exception as e:
-        if world == 1: raise
+        if world == 1:
+            raise
         mine, error = {}, e
-    results = gather_object([(mine, error and f'{type(error).__name__}: {error}')]) if world > 1 else [(mine, None)]
+    results = (
+        gather_object([(mine, error and f'{type(error).__name__}: {error}')]) if world > 1 else [(mine, None)]
+    )
     failed = [f'process {r}: {e}' for r, (_, e) in enumerate(results) if e]
-    if failed: raise RuntimeError('a fold failed in ' + '; '.join(failed)) from error
+    if failed:
+        raise RuntimeError('a fold failed in ' + '; '.join(failed)) from error
     return [{k: v for m, _ in results for k, v in m.items()}[i] for i in range(len(folds))]

@@ -22,247 +22,398 @@ from ..data.cohort import Cohort, CohortError
 from ..models.cmusnet import CMUSNet
 
 # %% ../../nbs/training/03_features.ipynb #c008
-_symmetries = [lambda x: x, lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2),
-               lambda x: x.flip(-1).flip(-2), lambda x: x.transpose(-1, -2).flip(-1), lambda x: x.transpose(-1, -2).flip(-2),
-               lambda x: x.transpose(-1, -2).flip(-1).flip(-2)]
+_symmetries = [
+    lambda x: x,
+    lambda x: x.flip(-1),
+    lambda x: x.flip(-2),
+    lambda x: x.transpose(-1, -2),
+    lambda x: x.flip(-1).flip(-2),
+    lambda x: x.transpose(-1, -2).flip(-1),
+    lambda x: x.transpose(-1, -2).flip(-2),
+    lambda x: x.transpose(-1, -2).flip(-1).flip(-2),
+]
 
+# %% ../../nbs/training/03_features.ipynb #c009
 def view(
-    x:torch.Tensor, # Images, [...,H,W]
-    i:int,          # Which symmetry, 0 to 7: as it is, mirrored left-right, upside down, across the diagonal, …
-) -> torch.Tensor: # [...,H,W]
+    x: torch.Tensor,  # Images, [...,H,W]
+    i: int,  # Which symmetry, 0 to 7: as it is, mirrored left-right, upside down, across the diagonal, …
+) -> torch.Tensor:  # [...,H,W]
     "One of the eight symmetries of the square, applied to images."
     return _symmetries[i](x)
 
-# %% ../../nbs/training/03_features.ipynb #c014
-FORMAT = 1   # of the kept files and of how images are read; another number, and no older file is found
+# %% ../../nbs/training/03_features.ipynb #c015
+FORMAT = 1  # of the kept files and of how images are read; another number, and no older file is found
 
+# %% ../../nbs/training/03_features.ipynb #c016
 def encoder_fingerprint(
     encoder,  # An `Encoder`
-    **how,    # Whatever else the maps depend on
-) -> str: # 32 hexadecimal digits
+    **how,  # Whatever else the maps depend on
+) -> str:  # 32 hexadecimal digits
     "A fingerprint of an encoder's layers and weights and of the way images come to it."
-    what = re.sub(' at 0x[0-9a-f]+', '', repr((FORMAT, sorted(how.items()), encoder.name, encoder.backbone)))   # an address in memory is nobody's property
+    what = re.sub(
+        ' at 0x[0-9a-f]+', '', repr((FORMAT, sorted(how.items()), encoder.name, encoder.backbone))
+    )  # an address in memory is nobody's property
     h = blake2b(what.encode(), digest_size=16)
     for k, v in {**encoder.state_dict(), 'mean': encoder.mean, 'std': encoder.std}.items():
-        h.update(k.encode()); h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        h.update(k.encode())
+        h.update(v.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()
 
-# %% ../../nbs/training/03_features.ipynb #c017
+# %% ../../nbs/training/03_features.ipynb #c019
 class FeatureCache:
     "Feature maps of frozen encoders, one for each image and view, on disk or in memory."
-    def __init__(self,
-        path=None,          # Folder for the maps; None: memory, gone with this object
-        n_views:int=2,      # Symmetries of each training image, 1 to 8; validation and test use the first
-        pooled:bool=False,  # Keep only each map's average, [C,1,1]: a fiftieth of the space, but nothing for attention to look at
-        precision:str|None=None, # 'bf16' to encode in bfloat16, twice as fast where the machine has it; None: float32
-        dtype:str='float16',     # In which the maps are kept: 'float16' or 'float32'
-        bs:int|None=None,   # Patients in a batch of maps; None: as many as of images
-        progress:bool=True, # Say size and time before encoding, and show a progress bar
+
+    def __init__(
+        self,
+        path=None,  # Folder for the maps; None: memory, gone with this object
+        n_views: int = 2,  # Symmetries of each training image, 1 to 8; validation and test use the first
+        pooled: bool = False,  # Keep only each map's average, [C,1,1]: a fiftieth of the space, but nothing for attention to look at
+        precision: str
+        | None = None,  # 'bf16' to encode in bfloat16, twice as fast where the machine has it; None: float32
+        dtype: str = 'float16',  # In which the maps are kept: 'float16' or 'float32'
+        bs: int | None = None,  # Patients in a batch of maps; None: as many as of images
+        progress: bool = True,  # Say size and time before encoding, and show a progress bar
     ):
-        if not 1 <= n_views <= 8: raise ValueError(f"a square has eight symmetries: choose 1 to 8 views, not {n_views}")
-        if dtype not in ('float16', 'float32') or precision not in (None, 'bf16'): raise ValueError("dtype is 'float16' or 'float32', precision is None or 'bf16'")
+        if not 1 <= n_views <= 8:
+            raise ValueError(f"a square has eight symmetries: choose 1 to 8 views, not {n_views}")
+        if dtype not in ('float16', 'float32') or precision not in (None, 'bf16'):
+            raise ValueError("dtype is 'float16' or 'float32', precision is None or 'bf16'")
         self.path = None if path is None else Path(path).expanduser().absolute()
-        if self.path is not None and self.path.is_file(): raise NotADirectoryError(f"{self.path} is a file: give the name of a folder for the cache")
-        self.n_views, self.pooled, self.precision, self.dtype, self.bs, self.progress, self.memory = n_views, pooled, precision, getattr(torch, dtype), bs, progress, {}
+        if self.path is not None and self.path.is_file():
+            raise NotADirectoryError(f"{self.path} is a file: give the name of a folder for the cache")
+        self.n_views, self.pooled, self.precision, self.dtype, self.bs, self.progress, self.memory = (
+            n_views,
+            pooled,
+            precision,
+            getattr(torch, dtype),
+            bs,
+            progress,
+            {},
+        )
 
-    def __repr__(self): return f"FeatureCache in {self.path or 'memory'}: {self.n_views} views, {'averages' if self.pooled else 'maps'}, {self.dtype}".replace('torch.', '')
-
-# %% ../../nbs/training/03_features.ipynb #c018
-def as_cache(cache) -> FeatureCache|None: # From what `cohort.dataloaders(cache=...)` takes
-    "None or False: none; True: in memory; a folder; or a cache."
-    if cache is None or cache is False: return None
-    return cache if isinstance(cache, FeatureCache) else FeatureCache(None if cache is True else cache)
-
-# %% ../../nbs/training/03_features.ipynb #c019
-from fastcore.basics import patch
+    def __repr__(self):
+        return f"FeatureCache in {self.path or 'memory'}: {self.n_views} views, {'averages' if self.pooled else 'maps'}, {self.dtype}".replace(
+            'torch.', ''
+        )
 
 # %% ../../nbs/training/03_features.ipynb #c020
+def as_cache(cache) -> FeatureCache | None:  # From what `cohort.dataloaders(cache=...)` takes
+    "None or False: none; True: in memory; a folder; or a cache."
+    if cache is None or cache is False:
+        return None
+    return cache if isinstance(cache, FeatureCache) else FeatureCache(None if cache is True else cache)
+
+# %% ../../nbs/training/03_features.ipynb #c021
+from fastcore.basics import patch
+
+# %% ../../nbs/training/03_features.ipynb #c022
 @patch
-def _file(self:FeatureCache, key):
+def _file(self: FeatureCache, key):
     shelf, digest, i = key
-    return f'{self.path}/{shelf}/{digest[:2]}/{digest}-{i}.safetensors'        # text: paths would cost as much as the reading
+    return f'{self.path}/{shelf}/{digest[:2]}/{digest}-{i}.safetensors'  # text: paths would cost as much as the reading
 
 @patch
-def __contains__(self:FeatureCache, key): return key in self.memory if self.path is None else os.path.isfile(self._file(key))
+def __contains__(self: FeatureCache, key):
+    return key in self.memory if self.path is None else os.path.isfile(self._file(key))
 
+# %% ../../nbs/training/03_features.ipynb #c023
 @patch
-def __getitem__(self:FeatureCache, key): # key: (fingerprint, image's digest, view)
-    if self.path is None: return self.memory[key]
+def __getitem__(self: FeatureCache, key):  # key: (fingerprint, image's digest, view)
+    if self.path is None:
+        return self.memory[key]
     f = self._file(key)
     try:
-        with open(f, 'rb', buffering=0) as file: return load(file.read())['map']
-    except SafetensorError as e: raise OSError(f"{f} is damaged ({e}); delete it, and it will be made again") from e
+        with open(f, 'rb', buffering=0) as file:
+            return load(file.read())['map']
+    except SafetensorError as e:
+        raise OSError(f"{f} is damaged ({e}); delete it, and it will be made again") from e
 
+# %% ../../nbs/training/03_features.ipynb #c024
 @patch
-def __setitem__(self:FeatureCache, key, f):
-    if self.path is None: self.memory[key] = f; return
+def __setitem__(self: FeatureCache, key, f):
+    if self.path is None:
+        self.memory[key] = f
+        return
     file = Path(self._file(key))
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f'.{file.name}.{os.getpid()}')
-    try: part.write_bytes(save({'map': f})); os.replace(part, file)
-    finally: part.unlink(missing_ok=True)
+    try:
+        part.write_bytes(save({'map': f}))
+        os.replace(part, file)
+    finally:
+        part.unlink(missing_ok=True)
 
-# %% ../../nbs/training/03_features.ipynb #c022
+# %% ../../nbs/training/03_features.ipynb #c026
 class _Images:
     "Images to encode: items are uint8 [3,H,W]."
-    def __init__(self, jobs, how): self.jobs, self.how = jobs, how
-    def __len__(self): return len(self.jobs)
+
+    def __init__(self, jobs, how):
+        self.jobs, self.how = jobs, how
+
+    def __len__(self):
+        return len(self.jobs)
+
     def __getitem__(self, i):
         m, patient, path, digest = self.jobs[i]
         data = Path(path).read_bytes()
-        if _digest_of(data) != digest: raise CohortError(f"{path} of patient {patient} has changed since the cohort was read: read the cohort again")
-        try: a = read_image(io.BytesIO(data), **self.how[m])
-        except OSError as e: raise OSError(f"{path} of patient {patient}: {e}") from e
+        if _digest_of(data) != digest:
+            raise CohortError(
+                f"{path} of patient {patient} has changed since the cohort was read: read the cohort again"
+            )
+        try:
+            a = read_image(io.BytesIO(data), **self.how[m])
+        except OSError as e:
+            raise OSError(f"{path} of patient {patient}: {e}") from e
         return torch.tensor(a).permute(2, 0, 1).contiguous()
 
-def _digest_of(data): return blake2b(data, digest_size=16).hexdigest()
+# %% ../../nbs/training/03_features.ipynb #c027
+def _digest_of(data):
+    return blake2b(data, digest_size=16).hexdigest()
 
 def image_digests(cohort):
     "Patient → modality → [(path, digest)]"
     d = lambda p: (p, cohort.digests.get(p) or _digest_of(Path(p).read_bytes()))
     some = lambda x: [] if x is None else [x]
-    return {r.name: {m: [d(p) for p in (r.TEM if m == 'TEM' else some(r[m]))] for m in ('OM', 'IM', 'TEM')} for r in cohort}
+    return {
+        r.name: {m: [d(p) for p in (r.TEM if m == 'TEM' else some(r[m]))] for m in ('OM', 'IM', 'TEM')}
+        for r in cohort
+    }
 
-# %% ../../nbs/training/03_features.ipynb #c023
+# %% ../../nbs/training/03_features.ipynb #c028
 @patch
-def shelves(self:FeatureCache, model, size, resample):
+def shelves(self: FeatureCache, model, size, resample):
     "Where the maps of each modality stand: modality → fingerprint; and how its images are read."
-    how = {m: dict(size=size, resample=resample, background=LoadSlot._kinds[m][2]) for m in ('OM', 'IM', 'TEM')}
-    return {m: encoder_fingerprint(e, **how[m], pooled=self.pooled, precision=self.precision, dtype=self.dtype)
-            for m, e in zip(how, (model.om, model.im, model.tem))}, how
+    how = {
+        m: dict(size=size, resample=resample, background=LoadSlot._kinds[m][2]) for m in ('OM', 'IM', 'TEM')
+    }
+    return {
+        m: encoder_fingerprint(e, **how[m], pooled=self.pooled, precision=self.precision, dtype=self.dtype)
+        for m, e in zip(how, (model.om, model.im, model.tem))
+    }, how
 
+# %% ../../nbs/training/03_features.ipynb #c029
 @patch
 @torch.inference_mode()
-def _encode(self:FeatureCache, encoder, x, i):
+def _encode(self: FeatureCache, encoder, x, i):
     "Maps of images [B,3,H,W], as they are kept."
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'): f = encoder(view(x, i))
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+        f = encoder(view(x, i))
     f = (f.mean((2, 3), keepdim=True) if self.pooled else f).to(self.dtype).cpu()
-    if not f.isfinite().all(): raise FloatingPointError(f"{encoder.name} gives features beyond half precision: use FeatureCache(dtype='float32')")
+    if not f.isfinite().all():
+        raise FloatingPointError(
+            f"{encoder.name} gives features beyond half precision: use FeatureCache(dtype='float32')"
+        )
     return f
 
-# %% ../../nbs/training/03_features.ipynb #c024
+# %% ../../nbs/training/03_features.ipynb #c030
 @patch
-def fill(self:FeatureCache,
-    model:CMUSNet,        # Whose encoders
-    cohort:Cohort,        # Whose images
-    n_views:int=1,        # Symmetries of each image
-    size:int=224,         # Side of the images in px
-    resample:str='bicubic', # How they are resized
-    num_workers:int=0,    # Processes that read images
-) -> dict: # Modality → fingerprint
+def fill(
+    self: FeatureCache,
+    model: CMUSNet,  # Whose encoders
+    cohort: Cohort,  # Whose images
+    n_views: int = 1,  # Symmetries of each image
+    size: int = 224,  # Side of the images in px
+    resample: str = 'bicubic',  # How they are resized
+    num_workers: int = 0,  # Processes that read images
+) -> dict:  # Modality → fingerprint
     "Encode what is not there yet; interrupted, it goes on where it stopped."
     shelf, how = self.shelves(model, size, resample)
-    jobs = {(m, g): (m, patient, p, g) for patient, ms in image_digests(cohort).items() for m, images in ms.items() for p, g in images}
+    jobs = {
+        (m, g): (m, patient, p, g)
+        for patient, ms in image_digests(cohort).items()
+        for m, images in ms.items()
+        for p, g in images
+    }
     jobs = [j for (m, g), j in jobs.items() if any((shelf[m], g, i) not in self for i in range(n_views))]
-    if not jobs: return shelf
+    if not jobs:
+        return shelf
     device = next(model.parameters()).device
-    bs, where = 8 if device.type == 'cpu' else 64, {m: [i for i, j in enumerate(jobs) if j[0] == m] for m in how}
-    batches = [w[i:i + bs] for w in where.values() for i in range(0, len(w), bs)]
-    random.Random(os.getpid()).shuffle(batches)      # several processes begin at different ends
+    bs, where = (
+        8 if device.type == 'cpu' else 64,
+        {m: [i for i, j in enumerate(jobs) if j[0] == m] for m in how},
+    )
+    batches = [w[i : i + bs] for w in where.values() for i in range(0, len(w), bs)]
+    random.Random(os.getpid()).shuffle(batches)  # several processes begin at different ends
     # a generator of its own: filling must not change the random numbers of the training that follows
-    dl = torch.utils.data.DataLoader(_Images(jobs, how), batch_sampler=batches, num_workers=num_workers, generator=torch.Generator())
+    dl = torch.utils.data.DataLoader(
+        _Images(jobs, how), batch_sampler=batches, num_workers=num_workers, generator=torch.Generator()
+    )
     training = model.training
     model.eval()
-    try: self._fill(dict(OM=model.om, IM=model.im, TEM=model.tem), shelf, jobs, zip(batches, dl), len(batches), n_views, device)
-    finally: model.train(training)
+    try:
+        self._fill(
+            dict(OM=model.om, IM=model.im, TEM=model.tem),
+            shelf,
+            jobs,
+            zip(batches, dl),
+            len(batches),
+            n_views,
+            device,
+        )
+    finally:
+        model.train(training)
     return shelf
 
+# %% ../../nbs/training/03_features.ipynb #c031
 @patch
-def _fill(self:FeatureCache, encoders, shelf, jobs, batches, n_batches, n_views, device):
+def _fill(self: FeatureCache, encoders, shelf, jobs, batches, n_batches, n_views, device):
     start = time.time()
+
     def step(rows, x):
         m = jobs[rows[0]][0]
         for i in range(n_views):
             keys = [(shelf[m], jobs[r][3], i) for r in rows]
-            if all(k in self for k in keys): continue                    # another process was here
-            for k, f in zip(keys, self._encode(encoders[m], x.to(device).float()/255, i)): self[k] = f.clone()
+            if all(k in self for k in keys):
+                continue  # another process was here
+            for k, f in zip(keys, self._encode(encoders[m], x.to(device).float() / 255, i)):
+                self[k] = f.clone()
         return keys[0]
-    key = step(*next(batches))                                           # the first batch says how large and how long
-    if self.progress: self._announce(len(jobs), n_views, self[key].nbytes, (time.time() - start)*(n_batches - 1))
-    for b in progress_bar(batches, total=n_batches - 1, leave=False) if self.progress and not rank_distrib() else batches: step(*b)
 
+    key = step(*next(batches))  # the first batch says how large and how long
+    if self.progress:
+        self._announce(len(jobs), n_views, self[key].nbytes, (time.time() - start) * (n_batches - 1))
+    for b in (
+        progress_bar(batches, total=n_batches - 1, leave=False)
+        if self.progress and not rank_distrib()
+        else batches
+    ):
+        step(*b)
+
+# %% ../../nbs/training/03_features.ipynb #c032
 @patch
-def _announce(self:FeatureCache, n, n_views, nbytes, seconds):
-    if not rank_distrib(): print(f"Encoding {n} images, {n_views} view{'s'*(n_views > 1)}: {n*n_views*nbytes/1e6:.0f} MB in {self.path or 'memory'}, about {seconds/60:.1f} minutes", flush=True)
+def _announce(self: FeatureCache, n, n_views, nbytes, seconds):
+    if not rank_distrib():
+        print(
+            f"Encoding {n} images, {n_views} view{'s' * (n_views > 1)}: {n * n_views * nbytes / 1e6:.0f} MB in {self.path or 'memory'}, about {seconds / 60:.1f} minutes",
+            flush=True,
+        )
 
-# %% ../../nbs/training/03_features.ipynb #c029
+# %% ../../nbs/training/03_features.ipynb #c037
 class FeatureCases:
     "Cases as lists of feature maps, OM, IM and TEM, and the class number."
+
     def __init__(self, cache, shelf, cohort, classes=None, n_views=1):
         self.cache, self.n_views = cache, n_views
-        self.keys = [{m: [(shelf[m], g) for _, g in images] for m, images in ms.items()} for ms in image_digests(cohort).values()]
+        self.keys = [
+            {m: [(shelf[m], g) for _, g in images] for m, images in ms.items()}
+            for ms in image_digests(cohort).values()
+        ]
         self.y = [classes.index(l) for l in cohort.df.label] if classes else None
         self.items, self.n_inp = list(cohort), 3
 
-    def __len__(self): return len(self.keys)
-    def _maps(self, keys): return [self.cache[(*k, torch.randint(self.n_views, ()).item() if self.n_views > 1 else 0)] for k in keys]
+    def __len__(self):
+        return len(self.keys)
+
+    def _maps(self, keys):
+        return [
+            self.cache[(*k, torch.randint(self.n_views, ()).item() if self.n_views > 1 else 0)] for k in keys
+        ]
 
     def __getitem__(self, i):
         maps = tuple(self._maps(self.keys[i][m]) for m in ('OM', 'IM', 'TEM'))
         return maps if self.y is None else (*maps, self.y[i])
 
-# %% ../../nbs/training/03_features.ipynb #c030
+# %% ../../nbs/training/03_features.ipynb #c038
 @patch
-def pooled_table(self:FeatureCases) -> np.ndarray: # [patients,4·C]: OM mean, IM mean, TEM mean, TEM maximum; NaN where a modality is missing
+def pooled_table(
+    self: FeatureCases,
+) -> np.ndarray:  # [patients,4·C]: OM mean, IM mean, TEM mean, TEM maximum; NaN where a modality is missing
     "One row of averages a patient, for a classifier of numbers; each map is averaged, and of a bag the mean and the maximum are taken."
     rows = []
     for i in range(len(self)):
-        v = {m: torch.stack([f.float().mean((1, 2)) for f in fs]) for m, fs in ((m, self._maps(k)) for m, k in self.keys[i].items()) if fs}
+        v = {
+            m: torch.stack([f.float().mean((1, 2)) for f in fs])
+            for m, fs in ((m, self._maps(k)) for m, k in self.keys[i].items())
+            if fs
+        }
         nan = torch.full_like(next(iter(v.values()))[0], torch.nan)
         mean = [v[m].mean(0) if m in v else nan for m in ('OM', 'IM', 'TEM')]
         rows.append(torch.cat([*mean, v['TEM'].amax(0) if 'TEM' in v else nan]))
     return torch.stack(rows).numpy()
 
-# %% ../../nbs/training/03_features.ipynb #c031
+# %% ../../nbs/training/03_features.ipynb #c039
 def collate_maps(
-    items,               # From `FeatureCases`
-    dtype=torch.float32, # Of the batch
-) -> tuple: # OM, IM and TEM slots, padded, and class numbers if there are any
+    items,  # From `FeatureCases`
+    dtype=torch.float32,  # Of the batch
+) -> tuple:  # OM, IM and TEM slots, padded, and class numbers if there are any
     "Put the maps of some cases into a batch; every map is copied once, straight to its place."
-    shape, B, N = next(f for it in items for fs in it[:3] for f in fs).shape, len(items), max(len(it[2]) for it in items)
+    shape, B, N = (
+        next(f for it in items for fs in it[:3] for f in fs).shape,
+        len(items),
+        max(len(it[2]) for it in items),
+    )
+
     def slot(k, kind, n):
         x, mask = torch.empty(B, n, *shape, dtype=dtype), torch.zeros(B, n, dtype=torch.bool)
         for i, it in enumerate(items):
             maps = it[k][:n]
-            for j, f in enumerate(maps): x[i, j].copy_(f)
-            x[i, len(maps):].zero_(); mask[i, :len(maps)] = True
+            for j, f in enumerate(maps):
+                x[i, j].copy_(f)
+            x[i, len(maps) :].zero_()
+            mask[i, : len(maps)] = True
         return kind(x, mask) if kind is TEMBag else kind(x[:, 0], mask[:, 0])
+
     slots = tuple(slot(k, kind, n) for k, (kind, n) in enumerate(((OMSlot, 1), (IMSlot, 1), (TEMBag, N))))
     return slots if len(items[0]) == 3 else (*slots, torch.tensor([it[3] for it in items]))
 
+# %% ../../nbs/training/03_features.ipynb #c040
 class FeatureDL(TriModalDL):
     "A DataLoader of feature maps: in float32 on a CPU; to a GPU they go as they are kept, and become float32 there."
-    def do_batch(self, b): return collate_maps(b, torch.float32 if torch.device(self.device).type == 'cpu' else self.dataset.cache.dtype)
-    def show_batch(self, *args, **kwargs): raise TypeError("feature maps are no pictures: use show_batch of the DataLoaders that they were made from")
 
+    def do_batch(self, b):
+        return collate_maps(
+            b, torch.float32 if torch.device(self.device).type == 'cpu' else self.dataset.cache.dtype
+        )
+
+    def show_batch(self, *args, **kwargs):
+        raise TypeError(
+            "feature maps are no pictures: use show_batch of the DataLoaders that they were made from"
+        )
+
+# %% ../../nbs/training/03_features.ipynb #c041
 @patch
-def loader(self:FeatureCache,
-    model:CMUSNet,        # Whose encoders
-    cohort:Cohort,        # Whose cases
-    classes=None,         # Class names, if batches are to hold the class number
-    train:bool=False,     # Shuffled, and with all views
-    bs:int=16,            # Patients in a training batch, unless the cache has its own; at least 16 in others, where their number changes nothing
-    size:int=224,         # Side of the images in px
-    resample:str='bicubic', # How they are resized
-    num_workers:int=0,    # Processes that read images that are not encoded yet
-    **kwargs,             # Passed on to `TriModalDL`
+def loader(
+    self: FeatureCache,
+    model: CMUSNet,  # Whose encoders
+    cohort: Cohort,  # Whose cases
+    classes=None,  # Class names, if batches are to hold the class number
+    train: bool = False,  # Shuffled, and with all views
+    bs: int = 16,  # Patients in a training batch, unless the cache has its own; at least 16 in others, where their number changes nothing
+    size: int = 224,  # Side of the images in px
+    resample: str = 'bicubic',  # How they are resized
+    num_workers: int = 0,  # Processes that read images that are not encoded yet
+    **kwargs,  # Passed on to `TriModalDL`
 ) -> FeatureDL:
     "Encode what is missing, and load cases of maps."
     views = self.n_views if train else 1
-    cases = FeatureCases(self, self.fill(model, cohort, views, size, resample, num_workers), cohort, classes, views)
+    cases = FeatureCases(
+        self, self.fill(model, cohort, views, size, resample, num_workers), cohort, classes, views
+    )
     bs = self.bs or bs
-    return FeatureDL(cases, bs=bs if train else max(bs, 16), shuffle=train, num_workers=0, device=next(model.parameters()).device, do_setup=False, **kwargs)
+    return FeatureDL(
+        cases,
+        bs=bs if train else max(bs, 16),
+        shuffle=train,
+        num_workers=0,
+        device=next(model.parameters()).device,
+        do_setup=False,
+        **kwargs,
+    )
 
-# %% ../../nbs/training/03_features.ipynb #c032
+# %% ../../nbs/training/03_features.ipynb #c042
 @patch
-def dataloaders(self:FeatureCache,
-    model:CMUSNet,     # Whose encoders
-    train:Cohort,      # Training patients
-    valid:Cohort,      # Validation patients
-    classes,           # Class names
-    **kwargs,          # As for `loader`: bs, size, …
+def dataloaders(
+    self: FeatureCache,
+    model: CMUSNet,  # Whose encoders
+    train: Cohort,  # Training patients
+    valid: Cohort,  # Validation patients
+    classes,  # Class names
+    **kwargs,  # As for `loader`: bs, size, …
 ) -> DataLoaders:
     "DataLoaders of maps, for the model whose encoders made them."
-    dls = DataLoaders(*[self.loader(model, c, list(classes), t, **kwargs) for c, t in ((train, True), (valid, False))], device=next(model.parameters()).device)
+    dls = DataLoaders(
+        *[self.loader(model, c, list(classes), t, **kwargs) for c, t in ((train, True), (valid, False))],
+        device=next(model.parameters()).device,
+    )
     dls.n_inp, dls.vocab, dls.c, dls.cohorts = 3, L(classes), len(classes), (train, valid)
     return dls

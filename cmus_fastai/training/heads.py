@@ -15,16 +15,22 @@ from ..models.cmusnet import CMUSNet
 # %% ../../nbs/training/07_heads.ipynb #c007
 class CORN(nn.Linear):
     "Ordinal head of conditional questions: beyond stage k, given at least stage k? (Shi, Cao and Raschka 2021, arXiv 2111.08851)."
-    def __init__(self,
-        dim:int,       # Features
-        n_classes:int, # Number of stages K
-    ):
-        super().__init__(dim, n_classes-1)
-        with torch.no_grad(): self.bias.copy_(torch.arange(n_classes-1, 0, -1).log())      # without features, all stages are alike
 
-    def forward(self,
-        x:Tensor, # Features, [B,dim]
-    ) -> Tensor: # Log-probabilities of the stages, float32 [B,K]
+    def __init__(
+        self,
+        dim: int,  # Features
+        n_classes: int,  # Number of stages K
+    ):
+        super().__init__(dim, n_classes - 1)
+        with torch.no_grad():
+            self.bias.copy_(
+                torch.arange(n_classes - 1, 0, -1).log()
+            )  # without features, all stages are alike
+
+    def forward(
+        self,
+        x: Tensor,  # Features, [B,dim]
+    ) -> Tensor:  # Log-probabilities of the stages, float32 [B,K]
         "Chain the answers to log-probabilities."
         z = super().forward(x).float()
         at_least = F.pad(F.logsigmoid(z).cumsum(-1), (1, 0))
@@ -33,40 +39,55 @@ class CORN(nn.Linear):
 # %% ../../nbs/training/07_heads.ipynb #c012
 class CumulativeLink(nn.Linear):
     "Ordinal head of one score and ordered thresholds: proportional odds (McCullagh 1980)."
-    def __init__(self,
-        dim:int,       # Features
-        n_classes:int, # Number of stages K
-        gap:float=3.,  # Between thresholds at the start, in logits
+
+    def __init__(
+        self,
+        dim: int,  # Features
+        n_classes: int,  # Number of stages K
+        gap: float = 3.0,  # Between thresholds at the start, in logits
     ):
-        super().__init__(dim, 1, bias=False)           # the first threshold is the bias
-        self.first = nn.Parameter(torch.tensor([-gap*(n_classes-2)/2]))
-        self.log_gaps = nn.Parameter(torch.full((n_classes-2,), math.log(gap)))
+        super().__init__(dim, 1, bias=False)  # the first threshold is the bias
+        self.first = nn.Parameter(torch.tensor([-gap * (n_classes - 2) / 2]))
+        self.log_gaps = nn.Parameter(torch.full((n_classes - 2,), math.log(gap)))
 
-    def thresholds(self): return torch.cat([self.first, self.log_gaps.exp()]).cumsum(0)
+    def thresholds(self):
+        return torch.cat([self.first, self.log_gaps.exp()]).cumsum(0)
 
-    def forward(self,
-        x:Tensor, # Features, [B,dim]
-    ) -> Tensor: # Log-probabilities of the stages, float32 [B,K]
+    def forward(
+        self,
+        x: Tensor,  # Features, [B,dim]
+    ) -> Tensor:  # Log-probabilities of the stages, float32 [B,K]
         "Log-probability of each interval between thresholds."
         below = self.thresholds() - super().forward(x).float()
         inside = torch.log(-torch.expm1(-self.log_gaps.exp()))
-        return F.pad(F.logsigmoid(below), (0, 1)) + F.pad(F.logsigmoid(-below), (1, 0)) + F.pad(inside, (1, 1))
+        return (
+            F.pad(F.logsigmoid(below), (0, 1)) + F.pad(F.logsigmoid(-below), (1, 0)) + F.pad(inside, (1, 1))
+        )
 
 # %% ../../nbs/training/07_heads.ipynb #c018
 HEADS = dict(corn=CORN, cumulative=CumulativeLink)
 
+# %% ../../nbs/training/07_heads.ipynb #c019
 def ordinal_heads(
-    model,    # `CMUSNet` or `CMUSHead`, not trained yet; its class numbers are in the order of the stages
-    kind:str, # 'corn' or 'cumulative'
-): # The model, changed in place; its logits are log-probabilities now
+    model,  # `CMUSNet` or `CMUSHead`, not trained yet; its class numbers are in the order of the stages
+    kind: str,  # 'corn' or 'cumulative'
+):  # The model, changed in place; its logits are log-probabilities now
     "Give a network's four heads the order of the stages."
-    if kind not in HEADS: raise ValueError(f'kind={kind!r}: choose from {list(HEADS)}')
+    if kind not in HEADS:
+        raise ValueError(f'kind={kind!r}: choose from {list(HEADS)}')
     head = model.head if isinstance(model, CMUSNet) else model
     fusion = getattr(head.fusion, 'mlp', getattr(head.fusion, 'out', None))
-    if fusion is None: raise ValueError(f'{type(head.fusion).__name__} has no layer of its own that classifies: choose another fusion')
+    if fusion is None:
+        raise ValueError(
+            f'{type(head.fusion).__name__} has no layer of its own that classifies: choose another fusion'
+        )
     for branch in (head.om, head.im, head.tem, fusion):
         old = branch[-1]
-        if type(old) is not nn.Linear: raise ValueError(f'a head ends in {type(old).__name__}, not in a plain linear layer: make the model without branch_relu, and change its heads only once')
+        if type(old) is not nn.Linear:
+            raise ValueError(
+                f'a head ends in {type(old).__name__}, not in a plain linear layer: make the model without branch_relu, and change its heads only once'
+            )
         branch[-1] = HEADS[kind](old.in_features, old.out_features).to(old.weight.device)
-    if isinstance(model, CMUSNet): model.config['ordinal'] = kind                            # goes with a saved model
+    if isinstance(model, CMUSNet):
+        model.config['ordinal'] = kind  # goes with a saved model
     return model

@@ -24,42 +24,74 @@ from ..models.cmusnet import CMUSHead, CMUSNet
 from .losses import MultiLoss, MultiLossCallback
 
 # %% ../../nbs/training/04_learner.ipynb #c009
-def _torch_opt(opt, **kwargs): return partial(OptimWrapper, opt=partial(opt, fused=True, **kwargs))
+def _torch_opt(opt, **kwargs):
+    return partial(OptimWrapper, opt=partial(opt, fused=True, **kwargs))
 
+# %% ../../nbs/training/04_learner.ipynb #c010
 presets = dict(
-    paper=dict(lr=5e-5, wd=5e-5, opt_func=_torch_opt(torch.optim.Adam, amsgrad=True), head=dict(), loss=dict(),
-               fit='fit_flat_cos', fit_kw=dict(pct_start=0., div_final=10)),
-    small=dict(lr=3e-4, wd=1e-2, opt_func=_torch_opt(torch.optim.AdamW, betas=(.9, .99), eps=1e-5), head=dict(proj=256), loss=dict(label_smoothing=.1),
-               fit='fit_one_cycle', fit_kw=dict()))
+    paper=dict(
+        lr=5e-5,
+        wd=5e-5,
+        opt_func=_torch_opt(torch.optim.Adam, amsgrad=True),
+        head=dict(),
+        loss=dict(),
+        fit='fit_flat_cos',
+        fit_kw=dict(pct_start=0.0, div_final=10),
+    ),
+    small=dict(
+        lr=3e-4,
+        wd=1e-2,
+        opt_func=_torch_opt(torch.optim.AdamW, betas=(0.9, 0.99), eps=1e-5),
+        head=dict(proj=256),
+        loss=dict(label_smoothing=0.1),
+        fit='fit_one_cycle',
+        fit_kw=dict(),
+    ),
+)
 
-# %% ../../nbs/training/04_learner.ipynb #c011
+# %% ../../nbs/training/04_learner.ipynb #c012
 def cmus_splitter(
-    model, # A `CMUSNet`, or a `CMUSHead` alone
-) -> L: # Parameter groups: encoders (none for a head alone), fusion, heads
+    model,  # A `CMUSNet`, or a `CMUSHead` alone
+) -> L:  # Parameter groups: encoders (none for a head alone), fusion, heads
     "Split the parameters for discriminative learning rates."
     head = model.head if isinstance(model, CMUSNet) else model
     answers = [head.om, head.im, head.tem, head.fusion]
     mine = {id(p) for m in answers for p in m.parameters()}
-    groups = [[p for p in head.parameters() if id(p) not in mine], [p for m in answers for p in m.parameters()]]
-    if isinstance(model, CMUSNet): groups.insert(0, [p for e in (model.om, model.im, model.tem) for p in e.parameters()])
+    groups = [
+        [p for p in head.parameters() if id(p) not in mine],
+        [p for m in answers for p in m.parameters()],
+    ]
+    if isinstance(model, CMUSNet):
+        groups.insert(0, [p for e in (model.om, model.im, model.tem) for p in e.parameters()])
     return L(L(g) for g in groups if g)
 
-# %% ../../nbs/training/04_learner.ipynb #c013
+# %% ../../nbs/training/04_learner.ipynb #c014
 class BatchGuard(Callback):
     "Stop at the first batch whose images or loss are not finite, before any weight is touched."
-    order = 6   # after the loss is complete, before mixed precision scales it
+
+    order = 6  # after the loss is complete, before mixed precision scales it
+
     def before_batch(self):
         for name, slot in zip(('OM', 'IM', 'TEM'), self.xb):
             x, mask = slot if isinstance(slot, (tuple, list)) else (slot, None)
-            if x.shape[-3] != 3: continue      # maps, which were looked at when they were kept
+            if x.shape[-3] != 3:
+                continue  # maps, which were looked at when they were kept
             ok = x.as_subclass(torch.Tensor).isfinite().flatten(1).all(1)
-            if not ok.all(): raise FloatingPointError(f"{name} images of the patients at places {(~ok).nonzero().flatten().tolist()} of this batch hold NaN or infinite values. "
-                                                      "Look at their files, or at a transform of your own that may divide by zero.")
+            if not ok.all():
+                raise FloatingPointError(
+                    f"{name} images of the patients at places {(~ok).nonzero().flatten().tolist()} of this batch hold NaN or infinite values. "
+                    "Look at their files, or at a transform of your own that may divide by zero."
+                )
+
     def after_loss(self):
         if self.training and not self.learn.loss.isfinite().all():
-            raise FloatingPointError(f"The loss became {self.learn.loss.mean().item()} in epoch {self.epoch}. The learning rate is too high, or fp16 overflowed: lower lr, or train in bf16 or fp32.")
+            raise FloatingPointError(
+                f"The loss became {self.learn.loss.mean().item()} in epoch {self.epoch}. The learning rate is too high, or fp16 overflowed: lower lr, or train in bf16 or fp32."
+            )
 
-class OutOfMemory(RuntimeError): "Memory ran out; the message says which knob to turn"
+# %% ../../nbs/training/04_learner.ipynb #c015
+class OutOfMemory(RuntimeError):
+    "Memory ran out; the message says which knob to turn"
 
 _knobs = """Memory ran out in a batch of {bs} patients with bags of up to {n} TEM images of {size} px. Turn one of these knobs, the first that you can spare:
   - bs=      fewer patients in a batch (now {bs})
@@ -68,23 +100,33 @@ _knobs = """Memory ran out in a batch of {bs} patients with bags of up to {n} TE
   - learn.model.chunk = 8: the encoders take eight images at a time; a third to a half slower, the same result
   - cohort.dataloaders(cache=True) and learn.freeze(): frozen encoders, encoded once, need no gradients"""
 
-# %% ../../nbs/training/04_learner.ipynb #c015
+# %% ../../nbs/training/04_learner.ipynb #c017
 class Precision(MixedPrecision):
     "fastai's mixed precision, on the device of the data: GPU or CPU."
+
     def before_fit(self):
         device, bf16 = self.dls.device.type, self.amp_mode == AMPMode.BF16
-        if device == 'cpu' and not bf16: raise ValueError("fp16 is made for GPUs; on a CPU use bf16, which needs no scaling of gradients")
-        if device == 'cuda' and bf16 and not torch.cuda.is_bf16_supported(): raise ValueError("this GPU cannot compute in bf16; use fp16")
+        if device == 'cpu' and not bf16:
+            raise ValueError("fp16 is made for GPUs; on a CPU use bf16, which needs no scaling of gradients")
+        if device == 'cuda' and bf16 and not torch.cuda.is_bf16_supported():
+            raise ValueError("this GPU cannot compute in bf16; use fp16")
         self.kwargs['enabled'] = not bf16
-        self.autocast, self.learn.scaler, self.scales = torch.autocast(device, torch.bfloat16 if bf16 else torch.float16), GradScaler(device, **self.kwargs), L()
+        self.autocast, self.learn.scaler, self.scales = (
+            torch.autocast(device, torch.bfloat16 if bf16 else torch.float16),
+            GradScaler(device, **self.kwargs),
+            L(),
+        )
 
-# %% ../../nbs/training/04_learner.ipynb #c017
+# %% ../../nbs/training/04_learner.ipynb #c019
 class CMUSLearner(Learner):
     "A fastai Learner for CMUS-Net."
+
     def one_batch(self, i, b):
-        try: super().one_batch(i, b)
+        try:
+            super().one_batch(i, b)
         except (torch.OutOfMemoryError, RuntimeError) as e:
-            if not isinstance(e, torch.OutOfMemoryError) and 'not enough memory' not in str(e): raise
+            if not isinstance(e, torch.OutOfMemoryError) and 'not enough memory' not in str(e):
+                raise
             tem = b[2][0]
             raise OutOfMemory(_knobs.format(bs=len(tem), n=tem.shape[1], size=tem.shape[-1])) from e
 
@@ -92,12 +134,16 @@ class CMUSLearner(Learner):
         "Freeze the encoders; everything that starts from random numbers trains."
         self.freeze_to(len(cmus_splitter(self.model)) - 2)
         for p in self.model.parameters():
-            if not p.requires_grad: p.grad = None   # or an optimiser would go on decaying what was trained before
+            if not p.requires_grad:
+                p.grad = None  # or an optimiser would go on decaying what was trained before
 
-    def to_bf16(self): return self.add_cb(Precision(AMPMode.BF16))
-    def to_fp16(self, **kwargs): return self.add_cb(Precision(AMPMode.FP16, **kwargs))
+    def to_bf16(self):
+        return self.add_cb(Precision(AMPMode.BF16))
 
-    def fit_preset(self, n_epoch:int, lr=None, **kwargs):
+    def to_fp16(self, **kwargs):
+        return self.add_cb(Precision(AMPMode.FP16, **kwargs))
+
+    def fit_preset(self, n_epoch: int, lr=None, **kwargs):
         "Train with the schedule of the preset."
         p = presets[self.preset]
         getattr(self, p['fit'])(n_epoch, p['lr'] if lr is None else lr, **{**p['fit_kw'], **kwargs})
@@ -108,84 +154,128 @@ class CMUSLearner(Learner):
         rows = [[i, *v] for i, v in enumerate(self.recorder.values)]
         return pd.DataFrame(rows, columns=names)
 
-# %% ../../nbs/training/04_learner.ipynb #c019
+# %% ../../nbs/training/04_learner.ipynb #c021
 @patch(as_prop=True)
-def frozen(self:CMUSLearner) -> bool:
+def frozen(self: CMUSLearner) -> bool:
     "Are all encoders frozen?"
-    return isinstance(self.model, CMUSNet) and not any(p.requires_grad for e in (self.model.om, self.model.im, self.model.tem) for p in e.parameters())
+    return isinstance(self.model, CMUSNet) and not any(
+        p.requires_grad for e in (self.model.om, self.model.im, self.model.tem) for p in e.parameters()
+    )
 
+# %% ../../nbs/training/04_learner.ipynb #c022
 @patch
 @contextmanager
-def on_features(self:CMUSLearner):
+def on_features(self: CMUSLearner):
     "Put kept maps in the place of images while the encoders are frozen and there is a cache."
     images, cache = self.dls, as_cache(getattr(self.dls, 'cache', None))
-    if cache is None or not self.frozen: yield self; return
-    images.cache = cache                         # so that what is made now is found next time
+    if cache is None or not self.frozen:
+        yield self
+        return
+    images.cache = cache  # so that what is made now is found next time
     self.model.to(images.device)
-    self.dls = cache.dataloaders(self.model, *images.cohorts, images.vocab, bs=images.train.bs, bucket=images.train.bucket, **images.reading)
-    self.dls.train.rng = images.train.rng        # batches come in the order that those of images would
-    try: yield self
-    finally: images.train.rng, self.dls = self.dls.train.rng, images
+    self.dls = cache.dataloaders(
+        self.model,
+        *images.cohorts,
+        images.vocab,
+        bs=images.train.bs,
+        bucket=images.train.bucket,
+        **images.reading,
+    )
+    self.dls.train.rng = images.train.rng  # batches come in the order that those of images would
+    try:
+        yield self
+    finally:
+        images.train.rng, self.dls = self.dls.train.rng, images
 
-# %% ../../nbs/training/04_learner.ipynb #c020
+# %% ../../nbs/training/04_learner.ipynb #c023
 @patch
-def fit(self:CMUSLearner, n_epoch, *args, **kwargs):
+def fit(self: CMUSLearner, n_epoch, *args, **kwargs):
     "Train, from the cache if the encoders are frozen; arguments are fastai's."
-    with self.on_features(): Learner.fit(self, n_epoch, *args, **kwargs)
+    with self.on_features():
+        Learner.fit(self, n_epoch, *args, **kwargs)
 
 @patch
-def validate(self:CMUSLearner, ds_idx=1, dl=None, cbs=None):
+def validate(self: CMUSLearner, ds_idx=1, dl=None, cbs=None):
     "Loss and metrics on the validation patients, from the cache if the encoders are frozen."
-    if dl is not None or ds_idx != 1: return Learner.validate(self, ds_idx, dl, cbs)
-    with self.on_features(): return Learner.validate(self, ds_idx, None, cbs)
+    if dl is not None or ds_idx != 1:
+        return Learner.validate(self, ds_idx, dl, cbs)
+    with self.on_features():
+        return Learner.validate(self, ds_idx, None, cbs)
 
-# %% ../../nbs/training/04_learner.ipynb #c021
+# %% ../../nbs/training/04_learner.ipynb #c024
 @patch
-def predict(self:CMUSLearner,
-    case, # A row of a cohort, `cohort['P001']`, or a dict with OM, IM (paths or None) and TEM (list of paths)
-) -> tuple: # Class name, class number, probabilities [K]
+def predict(
+    self: CMUSLearner,
+    case,  # A row of a cohort, `cohort['P001']`, or a dict with OM, IM (paths or None) and TEM (list of paths)
+) -> tuple:  # Class name, class number, probabilities [K]
     "Diagnose one patient."
     case = pd.Series({**dict(OM=None, IM=None, TEM=[]), **dict(case)})
-    if case.OM is None and case.IM is None and not len(case.TEM): raise ValueError("this case has no image of any modality")
-    with self.no_bar(), self.no_logging(): probs = self.get_preds(dl=self.dls.test_dl([case], num_workers=0))[0][0]
+    if case.OM is None and case.IM is None and not len(case.TEM):
+        raise ValueError("this case has no image of any modality")
+    with self.no_bar(), self.no_logging():
+        probs = self.get_preds(dl=self.dls.test_dl([case], num_workers=0))[0][0]
     i = probs.argmax()
     return self.dls.vocab[i], i, probs
 
-# %% ../../nbs/training/04_learner.ipynb #c023
+# %% ../../nbs/training/04_learner.ipynb #c026
 def cmus_learner(
-    dls,                              # From `cohort.dataloaders`
-    backbone:str='swin_base_patch4_window7_224', # timm backbone (published: Swin-B)
-    weights='imagenet',               # Its weights, see `Encoder`
-    preset:str='small',               # 'small' or 'paper', see above
-    model:nn.Module|None=None,        # A model of your own instead
-    loss_func=None,                   # Default: `MultiLoss` with the published weights
-    metrics=None,                     # Further metrics; accuracy, terms and branches are there already
-    seed:int|None=None,               # Seed of the heads' start and of the batches' order
-    precision:str|None='auto',        # 'auto' (bf16 or fp16 on a GPU, fp32 on CPU), 'bf16', 'fp16', None
-    compile:bool=False,               # Compile the encoders; falls back with a warning where that fails
-    cbs=(),                           # Further callbacks
-    encoder_kw:dict|None=None,        # Further arguments for `Encoder`
-    lr=None, wd=None,                 # Override the preset
-    path=None, model_dir='models',    # Where callbacks save, as in fastai
-    **head_kw,                        # Arguments for `CMUSHead`, over the preset's
+    dls,  # From `cohort.dataloaders`
+    backbone: str = 'swin_base_patch4_window7_224',  # timm backbone (published: Swin-B)
+    weights='imagenet',  # Its weights, see `Encoder`
+    preset: str = 'small',  # 'small' or 'paper', see above
+    model: nn.Module | None = None,  # A model of your own instead
+    loss_func=None,  # Default: `MultiLoss` with the published weights
+    metrics=None,  # Further metrics; accuracy, terms and branches are there already
+    seed: int | None = None,  # Seed of the heads' start and of the batches' order
+    precision: str | None = 'auto',  # 'auto' (bf16 or fp16 on a GPU, fp32 on CPU), 'bf16', 'fp16', None
+    compile: bool = False,  # Compile the encoders; falls back with a warning where that fails
+    cbs=(),  # Further callbacks
+    encoder_kw: dict | None = None,  # Further arguments for `Encoder`
+    lr=None,
+    wd=None,  # Override the preset
+    path=None,
+    model_dir='models',  # Where callbacks save, as in fastai
+    **head_kw,  # Arguments for `CMUSHead`, over the preset's
 ) -> CMUSLearner:
     "A Learner for CMUS-Net, with its loss, its callback and its preset."
-    if preset not in presets: raise ValueError(f"there is no preset {preset!r}; choose from {list(presets)}")
+    if preset not in presets:
+        raise ValueError(f"there is no preset {preset!r}; choose from {list(presets)}")
     p = presets[preset]
-    if seed is not None: set_seed(seed); dls.train.rng = random.Random(seed)
-    if model is None: model = CMUSNet(dls.c, backbone, weights, encoder_kw=encoder_kw, **{**p['head'], **head_kw})
-    for e in (model.om, model.im, model.tem) if compile else (): e.use_compile()
-    learn = CMUSLearner(dls, model, loss_func=loss_func or MultiLoss(**p['loss']), metrics=metrics, splitter=cmus_splitter, opt_func=p['opt_func'],
-                        lr=lr or p['lr'], wd=p['wd'] if wd is None else wd, cbs=[MultiLossCallback(), BatchGuard(), *L(cbs)], train_bn=False, path=path, model_dir=model_dir)
+    if seed is not None:
+        set_seed(seed)
+        dls.train.rng = random.Random(seed)
+    if model is None:
+        model = CMUSNet(dls.c, backbone, weights, encoder_kw=encoder_kw, **{**p['head'], **head_kw})
+    for e in (model.om, model.im, model.tem) if compile else ():
+        e.use_compile()
+    learn = CMUSLearner(
+        dls,
+        model,
+        loss_func=loss_func or MultiLoss(**p['loss']),
+        metrics=metrics,
+        splitter=cmus_splitter,
+        opt_func=p['opt_func'],
+        lr=lr or p['lr'],
+        wd=p['wd'] if wd is None else wd,
+        cbs=[MultiLossCallback(), BatchGuard(), *L(cbs)],
+        train_bn=False,
+        path=path,
+        model_dir=model_dir,
+    )
     learn.preset = preset
     gpu = torch.device(dls.device).type == 'cuda' if dls.device is not None else False
-    if precision == 'auto': precision = ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if gpu else None
+    if precision == 'auto':
+        precision = ('bf16' if torch.cuda.is_bf16_supported() else 'fp16') if gpu else None
     return learn if precision is None else {'bf16': learn.to_bf16, 'fp16': learn.to_fp16}[precision]()
 
-# %% ../../nbs/training/04_learner.ipynb #c031
+# %% ../../nbs/training/04_learner.ipynb #c034
 @dispatch
-def plot_top_losses(x:CaseBatch, y:torch.Tensor, samples, outs, raws, losses, max_tem=6, **kwargs):
-    fig, axs = plt.subplots(len(samples), 2 + max_tem, figsize=(1.35*(2 + max_tem), 1.6*len(samples)), squeeze=False, dpi=80)
+def plot_top_losses(x: CaseBatch, y: torch.Tensor, samples, outs, raws, losses, max_tem=6, **kwargs):
+    fig, axs = plt.subplots(
+        len(samples), 2 + max_tem, figsize=(1.35 * (2 + max_tem), 1.6 * len(samples)), squeeze=False, dpi=80
+    )
     for row, (om, im, tem, truth), (pred, *_), p, loss in zip(axs, samples, outs, raws, losses):
-        show_case(row, om, im, tem, f'{truth}, read as {pred}\np {p.max().item():.2f}, loss {loss.item():.2f}')
-    fig.tight_layout(pad=.4)
+        show_case(
+            row, om, im, tem, f'{truth}, read as {pred}\np {p.max().item():.2f}, loss {loss.item():.2f}'
+        )
+    fig.tight_layout(pad=0.4)

@@ -17,34 +17,48 @@ from ..models.cmusnet import CMUSOutput
 # %% ../../nbs/training/01_losses.ipynb #c008
 _branches = 'om', 'im', 'tem'
 
+# %% ../../nbs/training/01_losses.ipynb #c009
 class MultiLoss:
     "Weighted sum of the cross-entropies of the fusion and the three branches."
-    def __init__(self,
-        om:float=.3,               # Weight of the OM branch (published: 0.3)
-        im:float=.5,               # Weight of the IM branch (published: 0.5)
-        tem:float=.2,              # Weight of the TEM branch (published: 0.2)
-        fusion:float=1.,           # Weight of the fusion (published: 1)
-        aux:float=.2,              # Weight of the aggregator's own instance stream, where it has one; SMIL has none
-        class_weight:Tensor|None=None, # Weight of each class, [K]
-        label_smoothing:float=0.,  # As in `torch.nn.functional.cross_entropy`
-        reduction:str='mean',      # 'mean' over patients, 'sum', or 'none'
+
+    def __init__(
+        self,
+        om: float = 0.3,  # Weight of the OM branch (published: 0.3)
+        im: float = 0.5,  # Weight of the IM branch (published: 0.5)
+        tem: float = 0.2,  # Weight of the TEM branch (published: 0.2)
+        fusion: float = 1.0,  # Weight of the fusion (published: 1)
+        aux: float = 0.2,  # Weight of the aggregator's own instance stream, where it has one; SMIL has none
+        class_weight: Tensor | None = None,  # Weight of each class, [K]
+        label_smoothing: float = 0.0,  # As in `torch.nn.functional.cross_entropy`
+        reduction: str = 'mean',  # 'mean' over patients, 'sum', or 'none'
     ):
         self.weights = dict(fusion=fusion, om=om, im=im, tem=tem, aux=aux)
-        if min(self.weights.values()) < 0: raise ValueError(f"loss weights cannot be negative: {self.weights}")
+        if min(self.weights.values()) < 0:
+            raise ValueError(f"loss weights cannot be negative: {self.weights}")
         self.class_weight, self.label_smoothing, self.reduction = class_weight, label_smoothing, reduction
 
     def _term(self, logits, y, weight, present=None):
         cw = None if self.class_weight is None else self.class_weight.to(logits.device)
-        ce = F.cross_entropy(logits.as_subclass(Tensor).float(), y.as_subclass(Tensor), weight=cw, reduction='none', label_smoothing=self.label_smoothing)
+        ce = F.cross_entropy(
+            logits.as_subclass(Tensor).float(),
+            y.as_subclass(Tensor),
+            weight=cw,
+            reduction='none',
+            label_smoothing=self.label_smoothing,
+        )
         ce = weight * (ce if present is None else torch.where(present, ce, 0))
         return ce if self.reduction == 'none' else getattr(ce, self.reduction)()
 
-    def terms(self,
-        out:CMUSOutput, # What the model said
-        y:Tensor,       # Class numbers, [B]
-    ) -> dict: # Weighted terms 'fusion', 'om', 'im', 'tem', and perhaps 'aux', whose sum is the loss
+    def terms(
+        self,
+        out: CMUSOutput,  # What the model said
+        y: Tensor,  # Class numbers, [B]
+    ) -> dict:  # Weighted terms 'fusion', 'om', 'im', 'tem', and perhaps 'aux', whose sum is the loss
         "The terms of the loss."
-        branch = {k: self._term(getattr(out, k), y, self.weights[k], out.present[:, i]) for i, k in enumerate(_branches)}
+        branch = {
+            k: self._term(getattr(out, k), y, self.weights[k], out.present[:, i])
+            for i, k in enumerate(_branches)
+        }
         if out.aux is not None:
             aux = self.weights['aux'] * torch.where(out.present[:, 2], out.aux(y.as_subclass(Tensor)), 0)
             branch['aux'] = aux if self.reduction == 'none' else getattr(aux, self.reduction)()
@@ -52,62 +66,97 @@ class MultiLoss:
 
     def __call__(self, out, y):
         "The loss of a `CMUSOutput`; of a plain tensor of logits, the fusion's term."
-        return sum(self.terms(out, y).values()) if isinstance(out, CMUSOutput) else self._term(out, y, self.weights['fusion'])
+        return (
+            sum(self.terms(out, y).values())
+            if isinstance(out, CMUSOutput)
+            else self._term(out, y, self.weights['fusion'])
+        )
 
-    def activation(self, logits): return logits.softmax(-1)
-    def decodes(self, probs): return probs.argmax(-1)
+    def activation(self, logits):
+        return logits.softmax(-1)
 
-# %% ../../nbs/training/01_losses.ipynb #c014
+    def decodes(self, probs):
+        return probs.argmax(-1)
+
+# %% ../../nbs/training/01_losses.ipynb #c015
 class CaseMean(Metric):
     "Mean over patients, exact whatever the batches and however many processes share the patients."
-    def __init__(self,
-        name:str, # Its column
-        f,        # Function of the Learner: values [B], and who counts [B]
-    ): self._name, self.f = name, f
-    def reset(self): self.sums, self.shared = torch.zeros(2, dtype=torch.float64), False
+
+    def __init__(
+        self,
+        name: str,  # Its column
+        f,  # Function of the Learner: values [B], and who counts [B]
+    ):
+        self._name, self.f = name, f
+
+    def reset(self):
+        self.sums, self.shared = torch.zeros(2, dtype=torch.float64), False
+
     def accumulate(self, learn):
         real, _, world = patients_here(learn)
         values, counts = self.f(learn)
-        self.sums = self.sums + torch.stack([values[:real].double().sum(), counts[:real].double().sum()]).cpu()
+        self.sums = (
+            self.sums + torch.stack([values[:real].double().sum(), counts[:real].double().sum()]).cpu()
+        )
         self.shared, self.device = world > 1, values.device
+
     @property
     def value(self):
-        if self.shared:                          # once an epoch, and by every process
+        if self.shared:  # once an epoch, and by every process
             sums, self.shared = self.sums.to(self.device), False
             dist.all_reduce(sums)
             self.sums = sums.cpu()
         total, count = self.sums.tolist()
-        return total/count if count else float('nan')
-    @property
-    def name(self): return self._name
+        return total / count if count else float('nan')
 
-def patients_here(learn) -> tuple: # Real patients in this process's batch, in all processes' batches together, and the number of processes
+    @property
+    def name(self):
+        return self._name
+
+# %% ../../nbs/training/01_losses.ipynb #c016
+def patients_here(
+    learn,
+) -> (
+    tuple
+):  # Real patients in this process's batch, in all processes' batches together, and the number of processes
     "Who counts in the present batch; only batches that processes share hold repeated patients at their end."
     return getattr(getattr(learn, 'dl', None), 'share', None) or (len(learn.y), len(learn.y), 1)
 
-# %% ../../nbs/training/01_losses.ipynb #c015
-def _loss_metric(k): return CaseMean(f'loss_{k}', lambda learn: (learn.loss_terms[k], torch.ones_like(learn.loss_terms[k])))
+# %% ../../nbs/training/01_losses.ipynb #c017
+def _loss_metric(k):
+    return CaseMean(f'loss_{k}', lambda learn: (learn.loss_terms[k], torch.ones_like(learn.loss_terms[k])))
 
 def _acc_metric(name, k, who):
     def f(learn):
         counts = who(learn.out.present)
         return (getattr(learn.out, k).argmax(1) == learn.case_y) & counts, counts
+
     return CaseMean(name, f)
 
+# %% ../../nbs/training/01_losses.ipynb #c018
 def _metrics():
     "Accuracy of the fusion, every term of the loss, and each branch's accuracy among the patients who have its modality."
     fusion = _acc_metric('accuracy', 'fusion', lambda present: torch.ones_like(present[:, 0]))
     branch = lambda i, k: _acc_metric(f'acc_{k}', k, lambda present: present[:, i])
-    return [fusion, *(_loss_metric(k) for k in ('fusion', *_branches)), *(branch(i, k) for i, k in enumerate(_branches))]
+    return [
+        fusion,
+        *(_loss_metric(k) for k in ('fusion', *_branches)),
+        *(branch(i, k) for i, k in enumerate(_branches)),
+    ]
 
-# %% ../../nbs/training/01_losses.ipynb #c016
+# %% ../../nbs/training/01_losses.ipynb #c019
 class MultiLossCallback(Callback):
     "Train on all four heads, predict with the fusion, and record every term of the loss and every branch's accuracy."
-    order = 5   # before MixedPrecision, which wants a tensor as prediction
+
+    order = 5  # before MixedPrecision, which wants a tensor as prediction
+
     def after_create(self):
         have = {m.name for m in self.learn.metrics}
         self.learn.metrics = self.learn.metrics + [m for m in _metrics() if m.name not in have]
-        if hasattr(self.learn, 'recorder'): self.learn.recorder.loss = CaseMean('loss', lambda learn: (learn.case_losses, torch.ones_like(learn.case_losses)))
+        if hasattr(self.learn, 'recorder'):
+            self.learn.recorder.loss = CaseMean(
+                'loss', lambda learn: (learn.case_losses, torch.ones_like(learn.case_losses))
+            )
 
     def after_pred(self):
         out = self.learn.pred
@@ -115,11 +164,14 @@ class MultiLossCallback(Callback):
         self.learn.pred = self.learn.out.fusion
 
     def after_loss(self):
-        if not len(self.yb): return
+        if not len(self.yb):
+            return
         loss_func, reduction = self.learn.loss_func, self.learn.loss_func.reduction
         loss_func.reduction = 'none'
-        try: terms = loss_func.terms(self.learn.out, self.y)
-        finally: loss_func.reduction = reduction
+        try:
+            terms = loss_func.terms(self.learn.out, self.y)
+        finally:
+            loss_func.reduction = reduction
         self.learn.loss_terms = {k: v.detach() for k, v in terms.items()}
         self._reduce(sum(terms.values()), reduction)
 
@@ -127,9 +179,15 @@ class MultiLossCallback(Callback):
         "From a loss for each patient to the loss of the batch, over all processes that share it."
         real, total, world = patients_here(self.learn)
         self.learn.case_losses, self.learn.case_y = losses.detach(), self.y.as_subclass(Tensor)
-        if reduction == 'none': self.learn.loss_grad = losses; self.learn.loss = losses.detach().clone(); return
+        if reduction == 'none':
+            self.learn.loss_grad = losses
+            self.learn.loss = losses.detach().clone()
+            return
         per = total if reduction == 'mean' else 1
-        here = losses[:real].sum()/per
-        self.learn.loss_grad = here*world                 # gradients are averaged over processes, so that this is their sum
+        here = losses[:real].sum() / per
+        self.learn.loss_grad = (
+            here * world
+        )  # gradients are averaged over processes, so that this is their sum
         self.learn.loss = here.detach().clone()
-        if world > 1: dist.all_reduce(self.learn.loss)
+        if world > 1:
+            dist.all_reduce(self.learn.loss)

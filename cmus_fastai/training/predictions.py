@@ -12,58 +12,84 @@ import pandas as pd
 # %% ../../nbs/training/06_predictions.ipynb #c006
 def _check_probs(p, classes, patients):
     "Refuse a table of probabilities that is none, naming the patient"
-    if len(set(classes)) < len(classes): raise ValueError(f'a class is named twice in {classes}')
+    if len(set(classes)) < len(classes):
+        raise ValueError(f'a class is named twice in {classes}')
     if p.shape != (len(patients), len(classes)):
-        raise ValueError(f'probabilities have shape {p.shape}, but there are {len(patients)} patients and {len(classes)} classes {classes}')
-    wrong = ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1)-1) > 1e-3)
+        raise ValueError(
+            f'probabilities have shape {p.shape}, but there are {len(patients)} patients and {len(classes)} classes {classes}'
+        )
+    wrong = ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
     if wrong.any():
         i = wrong.argmax()
-        raise ValueError(f'patient {patients[i]!r}: {np.round(p[i],4).tolist()} are not probabilities (finite, not negative, sum 1). '
-                         f'Logits need a softmax first. {wrong.sum()} patients are concerned')
+        raise ValueError(
+            f'patient {patients[i]!r}: {np.round(p[i], 4).tolist()} are not probabilities (finite, not negative, sum 1). '
+            f'Logits need a softmax first. {wrong.sum()} patients are concerned'
+        )
 
+# %% ../../nbs/training/06_predictions.ipynb #c007
 def predictions(
-    patients,    # ids, n of them, each once
-    labels,      # true class names; None or NaN where not known; None: nobody's is known
-    probs,       # probabilities [n,K], rows sum to 1
-    classes,     # K class names, in the order of the columns
-    groups=None, # slide, centre, … of each patient; default: every patient is a group
-)->pd.DataFrame: # index patient; columns group, label, p_<class> for each class, pred
+    patients,  # ids, n of them, each once
+    labels,  # true class names; None or NaN where not known; None: nobody's is known
+    probs,  # probabilities [n,K], rows sum to 1
+    classes,  # K class names, in the order of the columns
+    groups=None,  # slide, centre, … of each patient; default: every patient is a group
+) -> pd.DataFrame:  # index patient; columns group, label, p_<class> for each class, pred
     "Predictions as a checked table, one row a patient"
     patients, classes = [str(p) for p in patients], [str(c) for c in classes]
     p = np.asarray(probs, dtype=float)
     _check_probs(p, classes, patients)
-    for what,v in (('labels',labels), ('groups',groups)):
-        if v is not None and len(v) != len(patients): raise ValueError(f'{len(v)} {what} for {len(patients)} patients')
+    for what, v in (('labels', labels), ('groups', groups)):
+        if v is not None and len(v) != len(patients):
+            raise ValueError(f'{len(v)} {what} for {len(patients)} patients')
     index = pd.Index(patients, dtype=object, name='patient')
-    df = pd.DataFrame({'group': patients if groups is None else list(groups), 'label': None if labels is None else list(labels)}, index=index, dtype=object)
+    df = pd.DataFrame(
+        {
+            'group': patients if groups is None else list(groups),
+            'label': None if labels is None else list(labels),
+        },
+        index=index,
+        dtype=object,
+    )
     df[[f'p_{c}' for c in classes]] = p
     df['pred'] = pd.Series([classes[i] for i in p.argmax(1)], index=index, dtype=object)
     return check_predictions(df)
 
-# %% ../../nbs/training/06_predictions.ipynb #c007
+# %% ../../nbs/training/06_predictions.ipynb #c008
 def classes_of(
-    preds:pd.DataFrame, # from `predictions`
-)->list:                # class names, in the order of the probability columns
+    preds: pd.DataFrame,  # from `predictions`
+) -> list:  # class names, in the order of the probability columns
     "The classes of a table of predictions"
     return [c[2:] for c in preds.columns if str(c).startswith('p_')]
 
+# %% ../../nbs/training/06_predictions.ipynb #c009
 def check_predictions(
-    preds:pd.DataFrame, # index (or column) patient; columns label, p_<class>, and perhaps group and pred
-)->pd.DataFrame:        # a copy, checked, with patient as index and all columns
+    preds: pd.DataFrame,  # index (or column) patient; columns label, p_<class>, and perhaps group and pred
+) -> pd.DataFrame:  # a copy, checked, with patient as index and all columns
     "Check a table of predictions, for instance one read back from a CSV file"
     df = preds.set_index('patient') if 'patient' in preds.columns else preds.copy()
     classes = classes_of(df)
-    if not classes or 'label' not in df.columns: raise ValueError(f'predictions need the columns label and p_<class>; there are {list(df.columns)}')
+    if not classes or 'label' not in df.columns:
+        raise ValueError(f'predictions need the columns label and p_<class>; there are {list(df.columns)}')
     df.index = pd.Index([str(i) for i in df.index], dtype=object, name='patient')
     twice = df.index[df.index.duplicated()]
-    if len(twice): raise ValueError(f'patient {twice[0]!r} stands in two rows: one row a patient; average the probabilities of repeated readings first')
+    if len(twice):
+        raise ValueError(
+            f'patient {twice[0]!r} stands in two rows: one row a patient; average the probabilities of repeated readings first'
+        )
     p = df[[f'p_{c}' for c in classes]].to_numpy(float)
     _check_probs(p, classes, df.index)
-    if 'group' not in df.columns: df['group'] = df.index
-    if 'pred' not in df.columns: df['pred'] = np.array(classes, dtype=object)[p.argmax(1)]
-    for c in ('group','label','pred'): df[c] = pd.Series([None if pd.isna(v) else str(v) for v in df[c]], index=df.index, dtype=object)
-    for c in ('label','pred'):
+    if 'group' not in df.columns:
+        df['group'] = df.index
+    if 'pred' not in df.columns:
+        df['pred'] = np.array(classes, dtype=object)[p.argmax(1)]
+    for c in ('group', 'label', 'pred'):
+        df[c] = pd.Series([None if pd.isna(v) else str(v) for v in df[c]], index=df.index, dtype=object)
+    for c in ('label', 'pred'):
         stray = df[c].notna() & ~df[c].isin(classes)
-        if stray.any(): raise ValueError(f'patient {df.index[stray][0]!r}: {c} {df[c][stray].iloc[0]!r} is none of the classes {classes}')
-    if df[['group','pred']].isna().any(axis=None): raise ValueError('a patient has no group or no predicted class; drop the column to have it filled in')
+        if stray.any():
+            raise ValueError(
+                f'patient {df.index[stray][0]!r}: {c} {df[c][stray].iloc[0]!r} is none of the classes {classes}'
+            )
+    if df[['group', 'pred']].isna().any(axis=None):
+        raise ValueError('a patient has no group or no predicted class; drop the column to have it filled in')
     return df
