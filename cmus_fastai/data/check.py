@@ -40,7 +40,6 @@ FIXES = {
     'unused image': 'nothing to do; keep one image of this kind to choose it yourself',
     'unused folder': 'nothing to do; a class folder holds patient folders',
 }
-"Every kind of problem, and its fix."
 
 # %% ../../nbs/data/02_check.ipynb #c012
 FIXES |= {
