@@ -112,12 +112,13 @@ def before_fit(self: LearnUncertainty):
     s.grad = None
     s.requires_grad_(not hasattr(self, 'lr_finder'))
 
+# %% ../../nbs/training/02_balance.ipynb #c019
 @patch
 def _weight(self: LearnUncertainty, name):
     "The present weight of a term."
     return self.weighting.learned_weights()[name]
 
-# %% ../../nbs/training/02_balance.ipynb #c020
+# %% ../../nbs/training/02_balance.ipynb #c021
 def modulation_factors(
     scores: Tensor,  # Mean probability of the true class in each branch, [M]
     present: Tensor,  # Whether any patient of the batch has the modality, bool [M]
@@ -130,7 +131,7 @@ def modulation_factors(
     ratio = torch.where(present & (others > 0), scores / others, 1)
     return 1 - (alpha * (ratio - 1).clamp(min=0)).tanh()
 
-# %% ../../nbs/training/02_balance.ipynb #c024
+# %% ../../nbs/training/02_balance.ipynb #c025
 def modality_parameters(
     model: nn.Module,  # A `CMUSNet`, a `CMUSHead` alone, or either wrapped for several GPUs
 ) -> dict[str, list]:  # Parameters of 'om', 'im', 'tem'
@@ -144,7 +145,7 @@ def modality_parameters(
         parameters[name] = [p for module in modules for p in module.parameters()]
     return parameters
 
-# %% ../../nbs/training/02_balance.ipynb #c025
+# %% ../../nbs/training/02_balance.ipynb #c026
 class GradientBalance(Callback):
     "Slow the modality whose branch predicts best (OGM-GE, Peng et al. 2022), and record the mean factors."
 
@@ -162,7 +163,7 @@ class GradientBalance(Callback):
         self.scale = scale
         self.noise = noise
 
-# %% ../../nbs/training/02_balance.ipynb #c026
+# %% ../../nbs/training/02_balance.ipynb #c027
 @patch
 def after_create(self: GradientBalance):
     "Add the mean factor of each modality to the metrics."
@@ -170,6 +171,7 @@ def after_create(self: GradientBalance):
     means = [ValueMetric(partial(self._mean_factor, i), f'k_{name}') for i, name in enumerate(BRANCHES)]
     self.learn.metrics = self.learn.metrics + means
 
+# %% ../../nbs/training/02_balance.ipynb #c028
 @patch
 def before_train(self: GradientBalance):
     "Start the means of an epoch."
@@ -177,12 +179,13 @@ def before_train(self: GradientBalance):
     self.n_batches = 0
     self.slowed = []
 
+# %% ../../nbs/training/02_balance.ipynb #c029
 @patch
 def _mean_factor(self: GradientBalance, i):
     "Mean factor of a modality in this epoch."
     return self.sums[i] / self.n_batches if self.n_batches else float('nan')
 
-# %% ../../nbs/training/02_balance.ipynb #c027
+# %% ../../nbs/training/02_balance.ipynb #c030
 @patch
 def factors(self: GradientBalance) -> list[float]:  # Of OM, IM and TEM
     "The factors for the present batch, from all patients of all processes."
@@ -199,7 +202,7 @@ def factors(self: GradientBalance) -> list[float]:  # Of OM, IM and TEM
     total, count = sums
     return modulation_factors(total / count.clamp(min=1), count > 0, self.alpha).tolist()
 
-# %% ../../nbs/training/02_balance.ipynb #c028
+# %% ../../nbs/training/02_balance.ipynb #c031
 @patch
 def before_step(self: GradientBalance):
     "Scale gradients, or remember where the parameters were before the step."
@@ -211,7 +214,7 @@ def before_step(self: GradientBalance):
         if factor < 1:
             self._slow(factor, [p for p in parameters if p.grad is not None])
 
-# %% ../../nbs/training/02_balance.ipynb #c029
+# %% ../../nbs/training/02_balance.ipynb #c032
 @patch
 def _slow(self: GradientBalance, factor, parameters):
     "Scale the gradients of parameters, or remember the parameters if the step is scaled."
@@ -223,6 +226,7 @@ def _slow(self: GradientBalance, factor, parameters):
         if self.noise:
             p.grad.add_(torch.randn_like(p.grad) * p.grad.std(correction=0))
 
+# %% ../../nbs/training/02_balance.ipynb #c033
 @patch
 def after_step(self: GradientBalance):
     "Go back by the rest of the step."
@@ -230,7 +234,7 @@ def after_step(self: GradientBalance):
         p.data.lerp_(start, 1 - factor)
     self.slowed = []
 
-# %% ../../nbs/training/02_balance.ipynb #c031
+# %% ../../nbs/training/02_balance.ipynb #c035
 def make_loss(
     name: str = 'published',  # 'published', 'equal', 'fusion', 'uncertainty' or 'gradient'
     **kwargs,  # For the loss: class_weight, label_smoothing, aux, reduction

@@ -117,13 +117,14 @@ def _check(self: FeatureCache, dtype):
     if self.path is not None and self.path.is_file():
         raise NotADirectoryError(f"{self.path} is a file. Give the name of a folder for the cache.")
 
+# %% ../../nbs/training/03_features.ipynb #c022
 @patch
 def __repr__(self: FeatureCache):
     dtype = str(self.dtype).removeprefix('torch.')
     what = 'averages' if self.pooled else 'maps'
     return f"FeatureCache in {self.path or 'memory'}: {count_noun(self.n_views, 'view')}, {what}, {dtype}"
 
-# %% ../../nbs/training/03_features.ipynb #c022
+# %% ../../nbs/training/03_features.ipynb #c023
 def as_cache(
     cache: bool | str | Path | FeatureCache | None,  # As `cohort.dataloaders(cache=...)` takes it
 ) -> FeatureCache | None:
@@ -134,18 +135,19 @@ def as_cache(
         return cache
     return FeatureCache(None if cache is True else cache)
 
-# %% ../../nbs/training/03_features.ipynb #c023
+# %% ../../nbs/training/03_features.ipynb #c024
 @patch
 def _file(self: FeatureCache, key):
     "The file of a map, as text: a `Path` would cost as much time as reading the file."
     fingerprint, image, view = key
     return f'{self.path}/{fingerprint}/{image[:2]}/{image}-{view}.safetensors'
 
+# %% ../../nbs/training/03_features.ipynb #c025
 @patch
 def __contains__(self: FeatureCache, key: MapKey) -> bool:
     return key in self.memory if self.path is None else os.path.isfile(self._file(key))
 
-# %% ../../nbs/training/03_features.ipynb #c024
+# %% ../../nbs/training/03_features.ipynb #c026
 @patch
 def __getitem__(self: FeatureCache, key: MapKey) -> Tensor:  # [C,h,w]
     if self.path is None:
@@ -157,6 +159,7 @@ def __getitem__(self: FeatureCache, key: MapKey) -> Tensor:  # [C,h,w]
     except SafetensorError as error:
         raise OSError(f"{name} is damaged ({error}). Delete it, and it will be made again.") from error
 
+# %% ../../nbs/training/03_features.ipynb #c027
 @patch
 def __setitem__(
     self: FeatureCache,
@@ -170,13 +173,14 @@ def __setitem__(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, save({'map': feature_map}))
 
-# %% ../../nbs/training/03_features.ipynb #c026
+# %% ../../nbs/training/03_features.ipynb #c029
 class ImageDigest(NamedTuple):
     "An image file and its content."
 
     path: Path
     digest: str  # Of the file's bytes
 
+# %% ../../nbs/training/03_features.ipynb #c030
 def image_digests(
     cohort: Cohort,
 ) -> dict[str, dict[str, list[ImageDigest]]]:  # Patient → modality → its images
@@ -188,11 +192,12 @@ def image_digests(
         digests[row.name] = {m: [_image_digest(cohort, path) for path in paths[m]] for m in MODALITIES}
     return digests
 
+# %% ../../nbs/training/03_features.ipynb #c031
 def _image_digest(cohort, path):
     "An image with its digest from the cohort or, if that has none, from the file."
     return ImageDigest(path, cohort.digests.get(path) or digest(Path(path).read_bytes()))
 
-# %% ../../nbs/training/03_features.ipynb #c027
+# %% ../../nbs/training/03_features.ipynb #c032
 class _Job(NamedTuple):
     "An image to encode."
     modality: str
@@ -200,6 +205,7 @@ class _Job(NamedTuple):
     path: Path
     digest: str
 
+# %% ../../nbs/training/03_features.ipynb #c033
 class _Images:
     "Images to encode: items are uint8 [3,H,W]."
 
@@ -214,7 +220,7 @@ class _Images:
         pixels = _read_unchanged(self.jobs[i], self.how[self.jobs[i].modality])
         return torch.tensor(pixels).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/training/03_features.ipynb #c028
+# %% ../../nbs/training/03_features.ipynb #c034
 def _read_unchanged(job, options):
     "Read an image, or raise an error if its bytes have changed."
     data = Path(job.path).read_bytes()
@@ -228,12 +234,13 @@ def _read_unchanged(job, options):
     except OSError as error:
         raise OSError(f"{job.path} of patient {job.patient}: {error}") from error
 
-# %% ../../nbs/training/03_features.ipynb #c029
+# %% ../../nbs/training/03_features.ipynb #c035
 def _reading(size, resample):
     "How the images of each modality are read: modality → options of `read_image`."
     backgrounds = {m: LoadSlot(m).read.keywords['background'] for m in MODALITIES}
     return {m: dict(size=size, resample=resample, background=backgrounds[m]) for m in MODALITIES}
 
+# %% ../../nbs/training/03_features.ipynb #c036
 @patch
 def fingerprints(
     self: FeatureCache,
@@ -247,7 +254,7 @@ def fingerprints(
     how = _reading(size, resample)
     return {m: encoder_fingerprint(encoders[m], **how[m], **kept) for m in MODALITIES}
 
-# %% ../../nbs/training/03_features.ipynb #c030
+# %% ../../nbs/training/03_features.ipynb #c037
 @patch
 @torch.inference_mode()
 def _encode(self: FeatureCache, encoder, images, view):
@@ -264,7 +271,7 @@ def _encode(self: FeatureCache, encoder, images, view):
         )
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c031
+# %% ../../nbs/training/03_features.ipynb #c038
 @patch
 def _missing(self: FeatureCache, cohort, fingerprints, n_views):
     "One job for each image of which a view is missing; an image that occurs twice is encoded once."
@@ -280,6 +287,7 @@ def _missing(self: FeatureCache, cohort, fingerprints, n_views):
             missing.append(job)
     return missing
 
+# %% ../../nbs/training/03_features.ipynb #c039
 def _batches(jobs, bs):
     "Batches of row numbers, each of one modality, in random order."
     batches = []
@@ -289,7 +297,7 @@ def _batches(jobs, bs):
     random.Random(os.getpid()).shuffle(batches)  # several processes begin with different images
     return batches
 
-# %% ../../nbs/training/03_features.ipynb #c032
+# %% ../../nbs/training/03_features.ipynb #c040
 @dataclass(frozen=True)
 class _MapWriter:
     "Encodes images and keeps their maps."
@@ -312,7 +320,7 @@ class _MapWriter:
                 self.cache[key] = feature_map.clone()
         return keys[0]
 
-# %% ../../nbs/training/03_features.ipynb #c033
+# %% ../../nbs/training/03_features.ipynb #c041
 @patch
 def fill(
     self: FeatureCache,
@@ -337,7 +345,7 @@ def fill(
         model.train(training)
     return fingerprints
 
-# %% ../../nbs/training/03_features.ipynb #c034
+# %% ../../nbs/training/03_features.ipynb #c042
 @patch
 def _encode_all(self: FeatureCache, writer, images, num_workers):
     "Encode images, batch by batch; the first batch tells how much space and time all of them need."
@@ -357,7 +365,7 @@ def _encode_all(self: FeatureCache, writer, images, num_workers):
     for batch_jobs, x in work:
         writer.write(batch_jobs, x)
 
-# %% ../../nbs/training/03_features.ipynb #c035
+# %% ../../nbs/training/03_features.ipynb #c043
 @patch
 def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     "Print how much space and time the encoding needs."
@@ -366,7 +374,7 @@ def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     cost = f"{megabytes:.0f} MB in {self.path or 'memory'}, about {seconds / 60:.1f} minutes"
     print(f"Encoding {what}: {cost}", flush=True)
 
-# %% ../../nbs/training/03_features.ipynb #c040
+# %% ../../nbs/training/03_features.ipynb #c048
 class FeatureCases:
     "Cases as lists of feature maps, OM, IM and TEM, and the class number."
 
@@ -394,7 +402,7 @@ class FeatureCases:
         maps = tuple(self.maps(i, modality) for modality in MODALITIES)
         return maps if self.y is None else (*maps, self.y[i])
 
-# %% ../../nbs/training/03_features.ipynb #c041
+# %% ../../nbs/training/03_features.ipynb #c049
 @patch
 def maps(
     self: FeatureCases,
@@ -408,7 +416,7 @@ def maps(
         maps.append(self.cache[MapKey(self.fingerprints[modality], image.digest, view)])
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c042
+# %% ../../nbs/training/03_features.ipynb #c050
 @patch
 def pooled_table(
     self: FeatureCases,
@@ -416,6 +424,7 @@ def pooled_table(
     "One row of averages per patient, for a classifier of numbers such as logistic regression."
     return torch.stack([self._pooled_row(i) for i in range(len(self))]).numpy()
 
+# %% ../../nbs/training/03_features.ipynb #c051
 @patch
 def _pooled_row(self: FeatureCases, i):
     "Averages of the maps of a patient; of a bag, the mean and the maximum of the averages."
@@ -430,7 +439,7 @@ def _pooled_row(self: FeatureCases, i):
     tem_maximum = means['TEM'].amax(0) if 'TEM' in means else missing
     return torch.cat([*row, tem_maximum])
 
-# %% ../../nbs/training/03_features.ipynb #c043
+# %% ../../nbs/training/03_features.ipynb #c052
 def collate_maps(
     items: list,  # From `FeatureCases`
     dtype: torch.dtype = torch.float32,  # Of the batch
@@ -447,6 +456,7 @@ def collate_maps(
     slots = om_slot, im_slot, TEMBag(bags, bag_mask)
     return (*slots, torch.tensor(y[0])) if y else slots
 
+# %% ../../nbs/training/03_features.ipynb #c053
 def _padded(bags, n, shape, dtype):
     "Bags of maps as a tensor [B,n,C,h,w] padded with zeros, and which are real, [B,n]."
     x = torch.empty(len(bags), n, *shape, dtype=dtype)
@@ -458,7 +468,7 @@ def _padded(bags, n, shape, dtype):
         mask[i, : len(maps)] = True
     return x, mask
 
-# %% ../../nbs/training/03_features.ipynb #c044
+# %% ../../nbs/training/03_features.ipynb #c054
 class FeatureDL(TriModalDL):
     "A DataLoader of feature maps: float32 on a CPU; a GPU receives them as they are kept and converts them."
 
@@ -474,7 +484,7 @@ class FeatureDL(TriModalDL):
             "Use show_batch of the DataLoaders of images that they were made from."
         )
 
-# %% ../../nbs/training/03_features.ipynb #c045
+# %% ../../nbs/training/03_features.ipynb #c055
 @patch
 def loader(
     self: FeatureCache,
@@ -497,7 +507,7 @@ def loader(
     device = next(model.parameters()).device
     return FeatureDL(cases, bs=bs, shuffle=train, num_workers=0, device=device, do_setup=False, **kwargs)
 
-# %% ../../nbs/training/03_features.ipynb #c046
+# %% ../../nbs/training/03_features.ipynb #c056
 @patch
 def dataloaders(
     self: FeatureCache,

@@ -73,12 +73,13 @@ def _cross_entropy(self: MultiLoss, logits, y):
         label_smoothing=self.label_smoothing,
     )
 
+# %% ../../nbs/training/01_losses.ipynb #c013
 @patch
 def _reduce(self: MultiLoss, losses):
     "Losses of the patients, [B], reduced as `reduction` says."
     return losses if self.reduction == 'none' else getattr(losses, self.reduction)()
 
-# %% ../../nbs/training/01_losses.ipynb #c014
+# %% ../../nbs/training/01_losses.ipynb #c015
 @patch
 def terms(
     self: MultiLoss,
@@ -88,6 +89,7 @@ def terms(
     "The weighted terms of the loss; their sum is the loss."
     return {name: self._reduce(losses) for name, losses in self.patient_terms(out, y).items()}
 
+# %% ../../nbs/training/01_losses.ipynb #c016
 @patch
 def __call__(
     self: MultiLoss,
@@ -99,7 +101,7 @@ def __call__(
         return sum(self.terms(out, y).values())
     return self._reduce(self.weights['fusion'] * self._cross_entropy(out, y))
 
-# %% ../../nbs/training/01_losses.ipynb #c015
+# %% ../../nbs/training/01_losses.ipynb #c017
 @patch
 def activation(
     self: MultiLoss,
@@ -108,6 +110,7 @@ def activation(
     "Softmax."
     return logits.softmax(-1)
 
+# %% ../../nbs/training/01_losses.ipynb #c018
 @patch
 def decodes(
     self: MultiLoss,
@@ -116,7 +119,7 @@ def decodes(
     "The most probable class."
     return probs.argmax(-1)
 
-# %% ../../nbs/training/01_losses.ipynb #c020
+# %% ../../nbs/training/01_losses.ipynb #c023
 class BatchShare(NamedTuple):
     "How many patients of a batch count; only batches shared between processes end with repeated patients."
 
@@ -124,6 +127,7 @@ class BatchShare(NamedTuple):
     total: int  # Patients that count in the batches of all processes together
     world: int  # Processes
 
+# %% ../../nbs/training/01_losses.ipynb #c024
 def batch_share(
     learn: Learner,  # In the middle of a batch
 ) -> BatchShare:
@@ -131,7 +135,7 @@ def batch_share(
     share = getattr(getattr(learn, 'dl', None), 'share', None)
     return share or BatchShare(real=len(learn.y), total=len(learn.y), world=1)
 
-# %% ../../nbs/training/01_losses.ipynb #c021
+# %% ../../nbs/training/01_losses.ipynb #c025
 class CaseMean(Metric):
     "Mean over patients, exact for any batch size and any number of processes."
 
@@ -152,7 +156,7 @@ class CaseMean(Metric):
     def name(self):
         return self._name
 
-# %% ../../nbs/training/01_losses.ipynb #c022
+# %% ../../nbs/training/01_losses.ipynb #c026
 @patch
 def accumulate(
     self: CaseMean,
@@ -166,6 +170,7 @@ def accumulate(
     self.shared = share.world > 1
     self.device = values.device
 
+# %% ../../nbs/training/01_losses.ipynb #c027
 @patch(as_prop=True)
 def value(self: CaseMean) -> float:
     "The mean; NaN if no patient counts."
@@ -177,7 +182,7 @@ def value(self: CaseMean) -> float:
     total, count = self.sums.tolist()
     return total / count if count else float('nan')
 
-# %% ../../nbs/training/01_losses.ipynb #c023
+# %% ../../nbs/training/01_losses.ipynb #c028
 def _loss_metric(term):
     "Mean of one term of the loss."
     def measure(learn):
@@ -186,6 +191,7 @@ def _loss_metric(term):
 
     return CaseMean(f'loss_{term}', measure)
 
+# %% ../../nbs/training/01_losses.ipynb #c029
 def _accuracy_metric(name, output, modality=None):
     "Accuracy of one output among the patients who have the modality (its place, or None for all patients)."
     def measure(learn):
@@ -195,11 +201,12 @@ def _accuracy_metric(name, output, modality=None):
 
     return CaseMean(name, measure)
 
-# %% ../../nbs/training/01_losses.ipynb #c024
+# %% ../../nbs/training/01_losses.ipynb #c030
 def _case_losses(learn):
     "The loss of every patient, each of which counts."
     return learn.case_losses, torch.ones_like(learn.case_losses)
 
+# %% ../../nbs/training/01_losses.ipynb #c031
 def _metrics():
     "Accuracy of the fusion, every term of the loss, accuracy of every branch."
     fusion = _accuracy_metric('accuracy', 'fusion')
@@ -207,7 +214,7 @@ def _metrics():
     branches = [_accuracy_metric(f'acc_{name}', name, i) for i, name in enumerate(BRANCHES)]
     return [fusion, *losses, *branches]
 
-# %% ../../nbs/training/01_losses.ipynb #c025
+# %% ../../nbs/training/01_losses.ipynb #c032
 class MultiLossCallback(Callback):
     "Train all four classifiers, predict with the fusion, and record every term and every branch's accuracy."
 
@@ -228,7 +235,7 @@ class MultiLossCallback(Callback):
         self.learn.out = out._replace(**logits)
         self.learn.pred = self.learn.out.fusion
 
-# %% ../../nbs/training/01_losses.ipynb #c026
+# %% ../../nbs/training/01_losses.ipynb #c033
 @patch
 def after_loss(self: MultiLossCallback):
     "Replace the loss of the fusion by that of all terms."
@@ -239,6 +246,7 @@ def after_loss(self: MultiLossCallback):
     self.learn.case_y = self.y.as_subclass(Tensor)
     self._set_loss(sum(terms.values()))
 
+# %% ../../nbs/training/01_losses.ipynb #c034
 @patch
 def _set_loss(self: MultiLossCallback, losses):
     "From the losses of the patients, [B], to the loss of the batch over all processes that share it."
