@@ -22,7 +22,8 @@ from datetime import date
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.evaluation.crossval import join_cohorts, make_folds
 from cmus_fastai.evaluation.metrics import compare, evaluate
 from cmus_fastai.training.config import TrainConfig

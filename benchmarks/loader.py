@@ -23,7 +23,7 @@ from common import Table, arguments, interleaved, machine, median, ratio, second
 import numpy as np
 from PIL import Image
 import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
-from cmus_fastai.data.bag import read_image
+from cmus_fastai.data.images import read_image
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.phantom import draw_im, draw_om, draw_tem
 

@@ -27,8 +27,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from ..core import MODALITIES, count_noun, digest, write_file
-from ..data.bag import IMSlot, LoadSlot, OMSlot, TEMBag, TriModalDL, read_image
-from ..data.cohort import Cohort, CohortError
+from ..data.bag import IMSlot, LoadSlot, OMSlot, TEMBag, TriModalDL
+from ..data.images import read_image
+from ..data.cohort import Cohort
+from ..data.check import CohortError
 from ..models.cmusnet import CMUSNet
 
 # %% ../../nbs/training/03_features.ipynb #c009
