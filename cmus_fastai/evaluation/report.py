@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SVG_STYLE', 'METRICS', 'CLASS_METRICS', 'MAX_BAG_IMAGES', 'Estimate', 'Table', 'svg_figure', 'thumbnail', 'Verdict',
-           'judge_difference', 'Ruler', 'Card', 'Headline', 'best_accuracy', 'headline', 'Findings',
-           'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'patient_section', 'OutputResult',
-           'output_results', 'outputs_table', 'plot_outputs', 'class_table', 'ErrorSection', 'error_section',
-           'CaseView', 'pick_cases', 'BagImage', 'BagView', 'bag_view', 'render_case', 'format_setting',
+           'judge_difference', 'Ruler', 'Card', 'Headline', 'best_accuracy', 'summarise_result', 'Findings',
+           'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'describe_patients', 'OutputResult',
+           'evaluate_outputs', 'outputs_table', 'plot_outputs', 'class_table', 'ErrorSection', 'describe_errors',
+           'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case', 'format_setting',
            'settings_table', 'render_page', 'ReportContents', 'render_report', 'write_report']
 
 # %% ../../nbs/evaluation/03_report.ipynb #c006
@@ -258,7 +258,7 @@ def _cards(preds, scores, comparison, best) -> list:
     return cards
 
 # %% ../../nbs/evaluation/03_report.ipynb #c039
-def headline(
+def summarise_result(
     preds: pd.DataFrame,  # Predictions of the fusion for labelled test patients
     scores: pd.DataFrame,  # From `evaluate(preds)`
     baseline: pd.DataFrame | None = None,  # Predictions of `logistic_baseline`
@@ -357,7 +357,7 @@ def _cohort_tables(cohorts) -> tuple[Table, Table]:
     return Table(['cohort', *columns], totals), Table(['class', *columns], by_class)
 
 # %% ../../nbs/evaluation/03_report.ipynb #c049
-def patient_section(
+def describe_patients(
     cohorts: dict,  # Role in the study, such as 'Training' → `Cohort`
     leaks: Leaks | None = None,  # From `summarise_leaks`, if there are training and test
     source: Cohort | None = None,  # The cohort that the others were split from; its findings are included
@@ -387,7 +387,7 @@ def _result(name, colour, preds, best) -> OutputResult:
         return OutputResult(name, colour, preds, evaluate(preds), best)
 
 # %% ../../nbs/evaluation/03_report.ipynb #c054
-def output_results(
+def evaluate_outputs(
     preds: pd.DataFrame,  # Predictions of the fusion
     branches: dict | None = None,  # Modality → predictions of its branch, or None
     baseline: pd.DataFrame | None = None,  # Predictions of `logistic_baseline`
@@ -418,7 +418,7 @@ def _output_row(result, fusion, with_best) -> list:
 
 # %% ../../nbs/evaluation/03_report.ipynb #c056
 def outputs_table(
-    results: list,  # From `output_results`
+    results: list,  # From `evaluate_outputs`
 ) -> Table:
     "Accuracy and AUC of every output, and how much better the fusion is."
     with_best = any(result.best is not None for result in results)
@@ -429,7 +429,7 @@ def outputs_table(
 
 # %% ../../nbs/evaluation/03_report.ipynb #c057
 def plot_outputs(
-    results: list,  # From `output_results`
+    results: list,  # From `evaluate_outputs`
     ax,  # Axes to draw on
 ):
     "Accuracy with its interval for every output; a diamond marks the best possible accuracy."
@@ -472,11 +472,10 @@ CLASS_METRICS = {
 
 # %% ../../nbs/evaluation/03_report.ipynb #c062
 def class_table(
-    preds,  # Predictions, or a list of predictions of the same patients, whose figures are averaged
+    scores: pd.DataFrame,  # From `per_class`
     metrics=('sensitivity', 'specificity', 'auc'),  # Some of `CLASS_METRICS`
 ) -> Table:
     "Metrics of every class."
-    scores = per_class(preds)
     rows: list[list] = []
     for name in dict.fromkeys(scores.index.get_level_values('class')):
         n = scores.loc[(name, 'sensitivity'), 'n']
@@ -494,7 +493,7 @@ class ErrorSection(NamedTuple):
     classes: Table  # From `class_table`
 
 # %% ../../nbs/evaluation/03_report.ipynb #c064
-def error_section(
+def describe_errors(
     preds: pd.DataFrame,  # Predictions of labelled patients
     classes: Table,  # From `class_table`
 ) -> ErrorSection:
@@ -585,7 +584,7 @@ def _checked_weights(case) -> np.ndarray:
     return weights
 
 # %% ../../nbs/evaluation/03_report.ipynb #c073
-def bag_view(
+def sort_bag(
     case: CaseView,
 ) -> BagView:
     "The TEM images of a case in the order of their weights."
@@ -614,7 +613,7 @@ def render_case(
     )
     branches = {name: probs for name, probs in case.branch_probs.items() if probs}
     outputs = {'fusion': case.probs, **branches}
-    return render('case.html', case=case, om=om, im=im, bag=bag_view(case), outputs=outputs)
+    return render('case.html', case=case, om=om, im=im, bag=sort_bag(case), outputs=outputs)
 
 # %% ../../nbs/evaluation/03_report.ipynb #c078
 def format_setting(
@@ -697,15 +696,15 @@ def render_report(
     c = contents
     preds = check_predictions(c.preds)
     preds = preds[preds.label.notna()]
-    results = output_results(preds, c.branches, c.baseline, c.bayes)
+    results = evaluate_outputs(preds, c.branches, c.baseline, c.bayes)
     scores = results[0].scores
     cohorts = {'Training': c.train, 'Test': c.test}
     sections = dict(
-        headline=headline(preds, scores, c.baseline, c.bayes),
+        headline=summarise_result(preds, scores, c.baseline, c.bayes),
         notes=[*scores.attrs['notes'], *c.notes],
-        patients=patient_section(cohorts, summarise_leaks(c.train, c.test), c.source),
+        patients=describe_patients(cohorts, summarise_leaks(c.train, c.test), c.source),
         learning=_learning_figure(c.history),
-        errors=error_section(preds, class_table(preds)),
+        errors=describe_errors(preds, class_table(per_class(preds))),
         figure=_outputs_figure(results),
         outputs=outputs_table(results),
         has_best=any(result.best is not None for result in results),
