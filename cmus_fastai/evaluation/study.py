@@ -153,11 +153,11 @@ def baseline_folds(
     C: float = BASELINE_C,  # Inverse strength of the penalty; fixed, because images recur between patients
 ) -> list:  # Predictions, one table per repeat
     "Predictions of logistic regression on pooled frozen features, on the folds of a cross-validation."
-    features = pd.DataFrame(pooled_features(cohort, config, cache), index=cohort.df.index)
+    features = pooled_features(cohort, config, cache)  # [patients, features]
     repeats: dict[int, list] = {}
     for fold in folds:
         train, test = cohort.df.loc[fold.train], cohort.df.loc[fold.test]
-        x, z = (features.loc[rows.index].to_numpy() for rows in (train, test))
+        x, z = (features[cohort.df.index.get_indexer(side)] for side in (fold.train, fold.test))
         probs = logistic_baseline(x, train.label, z, cohort.classes, groups=train.group, C=C)
         preds = predictions(fold.test, test.label, probs, cohort.classes, test.group)
         repeats.setdefault(fold.repeat, []).append(preds)
@@ -208,8 +208,9 @@ def run_study(
         cache = new_cache(config, compute, cache)
     check_overlap(out, inputs)
     out.mkdir(exist_ok=True)
-    quiet, start = replace(compute, progress=False), time.time()
+    quiet = replace(compute, progress=False)
     shared = dict(k=k, repeats=repeats, seed=seed, given=given, cache=cache, compute=quiet, page=False)
+    start = time.time()
     for i, name in _own_share(models):
         if compute.progress:
             print(f'{i + 1} of {len(models)}: {name}', end=' ', flush=True)
