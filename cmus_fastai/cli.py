@@ -73,7 +73,7 @@ class SharedOutput(OutputFolder):
         import torch
         from cmus_fastai.training.distributed import join_processes
         join_processes()
-        message = [None]
+        message:list[str | None] = [None]
         if self.main:
             try:
                 super().__enter__()

@@ -134,7 +134,8 @@ def run_holdout(
     start = time.time()
     cache = new_cache(config, compute, cache)
     baseline = baseline_predictions(train, test, config, cache, seed)
-    learners, outputs = [], []
+    learners:list[CMUSLearner] = []
+    outputs:list[CohortOutputs] = []
     for s in range(seed, seed + seeds):
         say(f'Training, seed {s}')
         learn = train_model(config, train, seed=s, cache=cache, compute=compute)

@@ -44,7 +44,7 @@ class BestEpoch(TrackerCallback):
     ):
         super().__init__(monitor='nll', comp=np.less, reset_on_fit=False)
         self.whole, self.epochs_seen, self.kept_epoch = whole, 0, None
-        self.histories = []
+        self.histories:list[pd.DataFrame] = []
 
     @property
     def kept_module(self) -> torch.nn.Module:
@@ -95,9 +95,9 @@ def config_dataloaders(
     batch_size:int,           # Patients in a batch
 ):                            # fastai `DataLoaders`
     "DataLoaders for a configuration."
-    views = as_cache(cache).n_views
-    if views != config.views:
-        raise ValueError(f"The cache keeps {views} views of an image, but the configuration asks "
+    kept = as_cache(cache)
+    if kept is not None and kept.n_views != config.views:
+        raise ValueError(f"The cache keeps {kept.n_views} views of an image, but the configuration asks "
                          f"for {config.views}. Make the cache with new_cache(config).")
     device = {} if compute.device is None else dict(device=torch.device(compute.device))
     return train.dataloaders(
@@ -133,7 +133,7 @@ def train_model(
     compute:ComputeConfig=ComputeConfig(),  # Device, precision, workers
 ) -> CMUSLearner:                           # Trained; `learn.best_epoch` has `kept_epoch` and `history`
     "Train a configuration: the head on feature maps, then, if asked for, the whole network end to end."
-    cache = as_cache(cache)
+    cache = as_cache(cache) or new_cache(config, compute)
     patients = config, train, valid, seed, cache, compute
     learn = config_learner(config, config_dataloaders(*patients, config.batch_size), seed, compute)
     learn.freeze()
