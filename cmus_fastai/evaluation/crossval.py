@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -230,8 +230,9 @@ def _locked(folder):
     try:
         yield
     finally:
+        with suppress(PermissionError):  # Windows keeps a file that is open
+            (folder / OutputFolder.LOCK).unlink(missing_ok=True)
         lock.release()
-        (folder / OutputFolder.LOCK).unlink(missing_ok=True)
 
 # %% ../../nbs/evaluation/05_crossval.ipynb #c026
 def _begin(folder, identity):
@@ -629,7 +630,7 @@ def _metrics(measures, config) -> dict:
 # %% ../../nbs/evaluation/05_crossval.ipynb #c057
 def _pooled_row(output, table) -> list:
     "One row of the table of results: each metric pooled, and by fold."
-    row = ['Fusion' if output == 'fusion' else f'{output} branch', str(table.n.iloc[0])]
+    row: list = ['Fusion' if output == 'fusion' else f'{output} branch', str(table.n.iloc[0])]
     for metric in ('accuracy', 'macro_auc', 'macro_f1'):
         scores = table.loc[metric]
         by_fold = f'{format_number(scores.fold_mean)} ± {format_number(scores.fold_sd)}'

@@ -74,7 +74,7 @@ class Table(NamedTuple):
     css: str = ''  # Classes: 'words' aligns cells to the left, 'wrap' breaks long names
 
 # %% ../../nbs/evaluation/03_report.ipynb #c017
-SVG_STYLE = {
+SVG_STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none',  # text stays text
     'font.size': 10,
     'axes.edgecolor': '#555',
@@ -115,7 +115,7 @@ def svg_figure(
     return render(
         'figure.html',
         alt=alt,
-        view_box=re.search(r'viewBox="([^"]*)"', svg)[1],
+        view_box=re.findall(r'viewBox="([^"]*)"', svg)[0],
         width=round(96 * size[0]),  # CSS pixels
         svg=Markup(_clean_svg(svg, name)),
     )
