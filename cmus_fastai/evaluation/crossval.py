@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import patch
 from ..core import MODALITIES, OutputFolder, check_overlap, digest, environment
 from ..core import format_number, lock_folder, new_folder, write_file
@@ -524,6 +524,7 @@ def cross_validate(
         run.train_folds(folds)
         if rank_distrib() == 0:
             run.finish(folds, title or f'Cross-validation on {cohort.name}', page)
+    distrib_barrier()  # the other processes read what the first one has written
     return CrossValidation(out)
 
 # %% ../../nbs/evaluation/05_crossval.ipynb #c049

@@ -24,27 +24,11 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
-from cmus_fastai.core import (
-    MODALITIES,
-    OUTPUT_COLOURS,
-    clean_text,
-    count_noun,
-    format_number,
-    render,
-    stylesheet,
-    write_file,
-)
+from ..core import MODALITIES, OUTPUT_COLOURS, clean_text, count_noun, format_number
+from ..core import render, stylesheet, write_file
 from ..data.cohort import Cohort, audit_leak
-from cmus_fastai.evaluation.metrics import (
-    EvaluationWarning,
-    compare,
-    evaluate,
-    per_class,
-    plot_confusion,
-    plot_history,
-    plot_roc,
-    quiet_axes,
-)
+from .metrics import EvaluationWarning, compare, evaluate, per_class
+from .metrics import plot_confusion, plot_history, plot_roc, quiet_axes
 from ..training.predictions import check_predictions, classes_of
 
 # %% ../../nbs/evaluation/03_report.ipynb #c011

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from ..core import MODALITIES, OKABE_ITO, check_overlap, environment, write_file
 from ..data.cohort import Cohort
 from .calibration import compare_many
@@ -187,6 +187,18 @@ def _own_share(models) -> list:
     return list(enumerate(models))[rank_distrib() :: max(num_distrib(), 1)]
 
 # %% ../../nbs/evaluation/06_study.ipynb #c028
+def _train_models(cohort, configs, folders, shared, progress):
+    "Cross-validate the models that fall to this process."
+    start = time.time()
+    for i, name in _own_share(configs):
+        if progress:
+            print(f'{i + 1} of {len(configs)}: {name}', end=' ', flush=True)
+        with alone():
+            result = cross_validate(cohort, folders[name], configs[name], **shared)
+        if progress:
+            _announce(result, start)
+
+# %% ../../nbs/evaluation/06_study.ipynb #c029
 def run_study(
     cohort: Cohort,  # All patients
     models: dict,  # Name → options that replace those of `config`; of `head` only those that are named
@@ -210,19 +222,14 @@ def run_study(
     out.mkdir(exist_ok=True)
     quiet = replace(compute, progress=False)
     shared = dict(k=k, repeats=repeats, seed=seed, given=given, cache=cache, compute=quiet, page=False)
-    start = time.time()
-    for i, name in _own_share(models):
-        if compute.progress:
-            print(f'{i + 1} of {len(models)}: {name}', end=' ', flush=True)
-        with alone():
-            result = cross_validate(cohort, folders[name], _changed_config(config, models[name]), **shared)
-        if compute.progress:
-            _announce(result, start)
+    configs = {name: _changed_config(config, options) for name, options in models.items()}
+    _train_models(cohort, configs, folders, shared, compute.progress)
     if num_distrib() > 1:
         join()
+        distrib_barrier()  # every process reads the results of all
     return {name: CrossValidation(folder) for name, folder in folders.items()}
 
-# %% ../../nbs/evaluation/06_study.ipynb #c030
+# %% ../../nbs/evaluation/06_study.ipynb #c031
 def study_table(
     results: dict,  # Name → `CrossValidation`, or predictions, one table per repeat
     reference: str = REFERENCE,  # With which the others are compared
@@ -245,7 +252,7 @@ def study_table(
         table = table.join(differences.rename(columns=names, level=1))
     return table.sort_index(axis=1, level=0, sort_remaining=False)
 
-# %% ../../nbs/evaluation/06_study.ipynb #c031
+# %% ../../nbs/evaluation/06_study.ipynb #c032
 def _figures(tables, n_boot) -> dict:
     "Estimates and intervals of one model: (metric, column) → value."
     scores = evaluate(tables, n_boot=n_boot)
@@ -254,7 +261,7 @@ def _figures(tables, n_boot) -> dict:
         for metric, column in product(scores.index, ('estimate', 'low', 'high'))
     }
 
-# %% ../../nbs/evaluation/06_study.ipynb #c032
+# %% ../../nbs/evaluation/06_study.ipynb #c033
 def plot_study(
     table: pd.DataFrame,  # From `study_table`
     reference: str = REFERENCE,  # A vertical line marks it
@@ -276,7 +283,7 @@ def plot_study(
         ax.set_xlabel(metric.replace('macro_auc', 'macro AUC').replace('_', ' '))
     return fig
 
-# %% ../../nbs/evaluation/06_study.ipynb #c033
+# %% ../../nbs/evaluation/06_study.ipynb #c034
 def _plot_metric(ax, scores, reference, best):
     "One panel: a row per model."
     ax.axvline(scores.estimate[reference], color='#999', lw=1, zorder=0)
@@ -292,7 +299,7 @@ def _plot_metric(ax, scores, reference, best):
     ax.set_axisbelow(True)
     quiet_axes(ax, ('top', 'right', 'left')).tick_params(axis='y', length=0)
 
-# %% ../../nbs/evaluation/06_study.ipynb #c034
+# %% ../../nbs/evaluation/06_study.ipynb #c035
 def _marker(row, is_reference) -> tuple:  # Colour, and is the dot filled?
     "Blue if a model is not worse than the reference, red if it is; filled if the difference is significant."
     if is_reference:
@@ -300,7 +307,7 @@ def _marker(row, is_reference) -> tuple:  # Colour, and is the dot filled?
     colour = OKABE_ITO[0] if row.get('difference', 0) >= 0 else OKABE_ITO[1]
     return colour, row.get('p_adjusted', 1) < 0.05
 
-# %% ../../nbs/evaluation/06_study.ipynb #c039
+# %% ../../nbs/evaluation/06_study.ipynb #c040
 def write_study(
     path: str | Path,  # JSON file to write
     table: pd.DataFrame,  # From `study_table`
@@ -313,7 +320,7 @@ def write_study(
     content = dict(about=about, environment=environment(), table=rows)
     write_file(path, json.dumps(content, indent=1) + '\n')
 
-# %% ../../nbs/evaluation/06_study.ipynb #c040
+# %% ../../nbs/evaluation/06_study.ipynb #c041
 def read_study(
     path: str | Path,  # JSON file
 ) -> tuple:  # Table, and how it was made
