@@ -21,7 +21,8 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import patch
 from ..core import MODALITIES, OutputFolder, check_overlap, digest, environment
 from ..core import format_number, lock_folder, new_folder, write_file
-from ..data.cohort import Cohort, CohortError, Problem, audit_leak, check_same_classes
+from ..data.check import CohortError, Problem
+from ..data.cohort import Cohort, audit_leak, check_same_classes
 from .calibration import apply_temperature, calibration, conformal_sets
 from .calibration import coverage, fit_temperature, plot_referral
 from .calibration import plot_reliability, referral_curve

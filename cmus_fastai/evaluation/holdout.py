@@ -21,8 +21,9 @@ import torch
 from fastai.torch_core import rank_distrib
 from .. import __version__
 from ..core import MODALITIES, count_noun, write_file
-from ..data.bag import read_image
-from ..data.cohort import Cohort, CohortError, audit_leak, check_same_classes
+from ..data.images import read_image
+from ..data.cohort import Cohort, audit_leak, check_same_classes
+from ..data.check import CohortError
 from ..data.phantom import bayes_accuracy
 from ..models.cmusnet import CMUSNet
 from ..training.artifact import save_model
