@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_predictor', 'CaseExplorer', 'explore']
 
-# %% ../../nbs/app/01_explorer.ipynb #c004
+# %% ../../nbs/app/01_explorer.ipynb #c005
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from ..data.cohort import Cohort
 from ..explain.attribution import CasePredictor, as_predictor
 from ..training.artifact import load_model
 
-# %% ../../nbs/app/01_explorer.ipynb #c006
+# %% ../../nbs/app/01_explorer.ipynb #c007
 def load_predictor(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
 ) -> CasePredictor:
@@ -33,7 +33,7 @@ def load_predictor(
     temperature = config['info'].get('temperature', 1.0)
     return CasePredictor(network, config['classes'], config['size'], config['resample'], temperature)
 
-# %% ../../nbs/app/01_explorer.ipynb #c011
+# %% ../../nbs/app/01_explorer.ipynb #c012
 class CaseExplorer(widgets.Box):
     "A widget that shows the patients of a cohort one at a time, with prediction and explanation."
 
@@ -58,25 +58,25 @@ class CaseExplorer(widgets.Box):
         self._connect()
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c013
+# %% ../../nbs/app/01_explorer.ipynb #c014
 @patch(as_prop=True)
 def patient(self: CaseExplorer) -> str | None:  # None: the list is empty
     "The patient who is shown."
     return self.patient_list.value
 
-# %% ../../nbs/app/01_explorer.ipynb #c014
+# %% ../../nbs/app/01_explorer.ipynb #c015
 @patch(as_prop=True)
 def hidden(self: CaseExplorer) -> list[str]:
     "The modalities that were unticked."
     return [name for name, box in self.modality_boxes.items() if not box.value]
 
-# %% ../../nbs/app/01_explorer.ipynb #c015
+# %% ../../nbs/app/01_explorer.ipynb #c016
 @patch(as_prop=True)
 def dropped(self: CaseExplorer) -> list[int]:
     "The positions of TEM images that were unticked."
     return [i for i, box in enumerate(self.tem_boxes.children) if not box.value]
 
-# %% ../../nbs/app/01_explorer.ipynb #c017
+# %% ../../nbs/app/01_explorer.ipynb #c018
 def _labelled(
     kind: Callable[..., widgets.DOMWidget],  # Class of the control
     description: str,
@@ -88,20 +88,20 @@ def _labelled(
     style = dict(description_width='78px')
     return kind(description=description, tooltip=tooltip, layout=layout, style=style, **options)
 
-# %% ../../nbs/app/01_explorer.ipynb #c018
+# %% ../../nbs/app/01_explorer.ipynb #c019
 def _wide_button(description: str, tooltip: str, **options) -> widgets.Button:
     "A button as wide as the column."
     return widgets.Button(
         description=description, tooltip=tooltip, layout=widgets.Layout(width='100%'), **options
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c019
+# %% ../../nbs/app/01_explorer.ipynb #c020
 def _narrow_button(description: str, tooltip: str) -> widgets.Button:
     "A button that shares a line with others."
     layout = widgets.Layout(width='auto', flex='1 1 0')
     return widgets.Button(description=description, tooltip=tooltip, layout=layout)
 
-# %% ../../nbs/app/01_explorer.ipynb #c020
+# %% ../../nbs/app/01_explorer.ipynb #c021
 def _tick_box(description: str, tooltip: str, width: str) -> widgets.Checkbox:
     "A ticked box with a short description."
     layout = widgets.Layout(width=width)
@@ -109,7 +109,7 @@ def _tick_box(description: str, tooltip: str, width: str) -> widgets.Checkbox:
         value=True, description=description, indent=False, tooltip=tooltip, layout=layout
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c021
+# %% ../../nbs/app/01_explorer.ipynb #c022
 @patch
 def _make_patient_controls(self: CaseExplorer):
     "Filter, list of patients, and going through it."
@@ -130,13 +130,13 @@ def _make_patient_controls(self: CaseExplorer):
     )
     self.cohort_line = widgets.HTML(status_html(self.book.summary()))
 
-# %% ../../nbs/app/01_explorer.ipynb #c022
+# %% ../../nbs/app/01_explorer.ipynb #c023
 @patch
 def _titles(self: CaseExplorer, patients: list[str]) -> list[tuple[str, str]]:
     "Options of a list of patients: what is shown, and the patient."
     return [(self.book.title(patient), patient) for patient in patients]
 
-# %% ../../nbs/app/01_explorer.ipynb #c023
+# %% ../../nbs/app/01_explorer.ipynb #c024
 @patch
 def _make_overlay_controls(self: CaseExplorer):
     "Overlay, explained class and opacity."
@@ -156,7 +156,7 @@ def _make_overlay_controls(self: CaseExplorer):
         readout_format='.2f',
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c024
+# %% ../../nbs/app/01_explorer.ipynb #c025
 @patch
 def _make_image_controls(self: CaseExplorer):
     "Which images the model receives."
@@ -169,7 +169,7 @@ def _make_image_controls(self: CaseExplorer):
     )
     self.all_button = _wide_button('Use all images', 'Gives all images to the model again')
 
-# %% ../../nbs/app/01_explorer.ipynb #c025
+# %% ../../nbs/app/01_explorer.ipynb #c026
 @patch
 def _reset_image_controls(
     self: CaseExplorer,
@@ -184,10 +184,10 @@ def _reset_image_controls(
         box.value = True
     self.tem_boxes.children = self._tem_boxes[:n]
 
-# %% ../../nbs/app/01_explorer.ipynb #c027
+# %% ../../nbs/app/01_explorer.ipynb #c028
 _NO_PATIENT = ('no other patient', '')
 
-# %% ../../nbs/app/01_explorer.ipynb #c028
+# %% ../../nbs/app/01_explorer.ipynb #c029
 @patch
 def _make_comparison_controls(self: CaseExplorer):
     "A second patient."
@@ -198,7 +198,7 @@ def _make_comparison_controls(self: CaseExplorer):
         options=[_NO_PATIENT, *self._titles(self.book.patients())],
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c029
+# %% ../../nbs/app/01_explorer.ipynb #c030
 @patch
 def _make_save_controls(self: CaseExplorer):
     "Saving what is shown."
@@ -209,7 +209,7 @@ def _make_save_controls(self: CaseExplorer):
     }
     self.saved = widgets.HTML(layout=widgets.Layout(width='100%'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c031
+# %% ../../nbs/app/01_explorer.ipynb #c032
 @patch
 def _make_page(self: CaseExplorer):
     "Put the controls in a column and the page beside it."
@@ -228,7 +228,7 @@ def _make_page(self: CaseExplorer):
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
-# %% ../../nbs/app/01_explorer.ipynb #c032
+# %% ../../nbs/app/01_explorer.ipynb #c033
 @patch
 def _control_column(self: CaseExplorer) -> widgets.VBox:
     "All controls, in the order in which they are used."
@@ -236,7 +236,7 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     modalities = widgets.HBox(list(self.modality_boxes.values()))
     formats = widgets.HBox(list(self.save_buttons.values()))
     tem_title = widgets.HTML('TEM images:')
-    notice = widgets.HTML(status_html('For research, not for clinical use.'))
+    notice = _group('Case explorer', widgets.HTML(status_html('For research, not for clinical use.')))
     groups = [
         _group('Patient', self.filter, self.patient_list, steps, self.predict_button, self.cohort_line),
         _group('Overlay', self.overlay, self.compute_button, self.target, self.opacity),
@@ -248,13 +248,13 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     column.add_class('cmus-controls')
     return column
 
-# %% ../../nbs/app/01_explorer.ipynb #c033
+# %% ../../nbs/app/01_explorer.ipynb #c034
 def _group(title: str, *controls: widgets.Widget) -> widgets.VBox:
     "Controls below a title."
     title = widgets.HTML(Markup('<b>{}</b>').format(title))
     return widgets.VBox([title, *controls], layout=widgets.Layout(width='100%', overflow='visible'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c035
+# %% ../../nbs/app/01_explorer.ipynb #c036
 @patch
 def _connect(self: CaseExplorer):
     "Call a method when a control changes."
@@ -271,7 +271,7 @@ def _connect(self: CaseExplorer):
     for kind, button in self.save_buttons.items():
         button.on_click(lambda _, kind=kind: self._save(kind))
 
-# %% ../../nbs/app/01_explorer.ipynb #c037
+# %% ../../nbs/app/01_explorer.ipynb #c038
 @patch
 @contextmanager
 def _silently(self: CaseExplorer) -> Iterator[None]:
@@ -282,27 +282,27 @@ def _silently(self: CaseExplorer) -> Iterator[None]:
     finally:
         self._silent = False
 
-# %% ../../nbs/app/01_explorer.ipynb #c038
+# %% ../../nbs/app/01_explorer.ipynb #c039
 @patch
 def _control_changed(self: CaseExplorer, change):
     "A control has another value."
     if not self._silent:
         self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c039
+# %% ../../nbs/app/01_explorer.ipynb #c040
 @patch
 def _patient_changed(self: CaseExplorer, change):
     "Another patient was chosen."
     if not self._silent:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c040
+# %% ../../nbs/app/01_explorer.ipynb #c041
 @patch
 def _opacity_changed(self: CaseExplorer, change):
     "The slider was moved: only one line of style changes."
     self.opacity_style.value = opacity_html(change.new, self._scope)
 
-# %% ../../nbs/app/01_explorer.ipynb #c041
+# %% ../../nbs/app/01_explorer.ipynb #c042
 @patch
 def _filter_changed(self: CaseExplorer, change):
     "List other patients; the present one stays if it is among them."
@@ -313,7 +313,7 @@ def _filter_changed(self: CaseExplorer, change):
     if self.patient != present:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c042
+# %% ../../nbs/app/01_explorer.ipynb #c043
 @patch
 def _go(
     self: CaseExplorer,
@@ -325,7 +325,7 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c044
+# %% ../../nbs/app/01_explorer.ipynb #c045
 @patch
 def _show_patient(self: CaseExplorer):
     "Show the chosen patient with all images."
@@ -338,7 +338,7 @@ def _show_patient(self: CaseExplorer):
         self.saved.value = ''
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c045
+# %% ../../nbs/app/01_explorer.ipynb #c046
 @patch
 def _update(
     self: CaseExplorer,
@@ -359,7 +359,7 @@ def _update(
     self.compute_button.disabled = wait or not slow
     self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
 
-# %% ../../nbs/app/01_explorer.ipynb #c046
+# %% ../../nbs/app/01_explorer.ipynb #c047
 @patch
 def _requests(self: CaseExplorer) -> list[tuple[str, list[int]]]:
     "The patients to show, each with the TEM images to leave out."
@@ -368,7 +368,7 @@ def _requests(self: CaseExplorer) -> list[tuple[str, list[int]]]:
         requests.append((self.second_patient.value, []))
     return requests
 
-# %% ../../nbs/app/01_explorer.ipynb #c047
+# %% ../../nbs/app/01_explorer.ipynb #c048
 @patch
 def _prepare_update(self: CaseExplorer) -> str:
     "Set the menus; return the waiting time in words, empty if the overlay comes at once."
@@ -384,7 +384,7 @@ def _prepare_update(self: CaseExplorer) -> str:
     except (OSError, ValueError):
         return ''  # `_case_html` writes the error on the page
 
-# %% ../../nbs/app/01_explorer.ipynb #c048
+# %% ../../nbs/app/01_explorer.ipynb #c049
 @patch
 def _set_menus(self: CaseExplorer):
     "Offer what this patient has: overlays, modalities, a name for the file."
@@ -401,7 +401,7 @@ def _set_menus(self: CaseExplorer):
             box.disabled = not names[modality]
         self.file_name.value = f'{self.patient} {self.overlay.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c049
+# %% ../../nbs/app/01_explorer.ipynb #c050
 @patch
 def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
@@ -413,7 +413,7 @@ def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool)
     self.explanations.append(explanation)
     return case_html(explanation)
 
-# %% ../../nbs/app/01_explorer.ipynb #c051
+# %% ../../nbs/app/01_explorer.ipynb #c052
 @patch
 def _predict_all(self: CaseExplorer):
     "Predict every patient, then offer the filters that need it."
@@ -425,7 +425,7 @@ def _predict_all(self: CaseExplorer):
     else:
         self.task = loop.create_task(self._predict_in_background())
 
-# %% ../../nbs/app/01_explorer.ipynb #c052
+# %% ../../nbs/app/01_explorer.ipynb #c053
 @patch
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
@@ -441,7 +441,7 @@ async def _predict_in_background(self: CaseExplorer):
         self._refresh_titles(self.second_patient, [_NO_PATIENT])
     self.cohort_line.value = status_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c053
+# %% ../../nbs/app/01_explorer.ipynb #c054
 @patch
 def _refresh_titles(
     self: CaseExplorer,
@@ -454,7 +454,7 @@ def _refresh_titles(
     menu.options = [*first, *self._titles(patients)]
     menu.value = chosen
 
-# %% ../../nbs/app/01_explorer.ipynb #c055
+# %% ../../nbs/app/01_explorer.ipynb #c056
 @patch
 def _save(
     self: CaseExplorer,
@@ -471,7 +471,7 @@ def _save(
     except (OSError, ValueError) as error:
         self.saved.value = status_html(f'Not saved: {error}')
 
-# %% ../../nbs/app/01_explorer.ipynb #c057
+# %% ../../nbs/app/01_explorer.ipynb #c058
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients

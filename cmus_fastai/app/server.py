@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['show_explorer', 'serve_explorer', 'cmus_explore']
 
-# %% ../../nbs/app/02_server.ipynb #c004
+# %% ../../nbs/app/02_server.ipynb #c005
 import argparse
 import json
 import secrets
@@ -16,14 +16,9 @@ import warnings
 import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
-import ipywidgets as widgets
-from .casebook import cases_html, error_html, style_html
-from .explorer import explore
 from ..core import escape, write_file
-from ..data.cohort import Cohort
-from ..training.artifact import load_model
 
-# %% ../../nbs/app/02_server.ipynb #c006
+# %% ../../nbs/app/02_server.ipynb #c007
 def _notebook(
     **arguments,  # Of `explore`; anything that JSON can hold
 ) -> str:
@@ -39,18 +34,22 @@ def _notebook(
     kernel = dict(name='python3', display_name='Python 3', language='python')
     return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
 
-# %% ../../nbs/app/02_server.ipynb #c009
+# %% ../../nbs/app/02_server.ipynb #c010
 def show_explorer(
     **arguments,  # Of `explore`
-) -> widgets.Widget:
+) -> object:  # A widget
     "The explorer, or a page that says what is wrong with the model or the patients."
+    from ipywidgets import HTML
+    from cmus_fastai.app.casebook import cases_html, error_html, style_html
+    from cmus_fastai.app.explorer import explore
+
     try:
         return explore(**arguments)
     except (OSError, ValueError) as error:
         page = cases_html(error_html('The explorer could not be opened', error))
-        return widgets.HTML(style_html('casebook.css') + page)
+        return HTML(style_html('casebook.css') + page)
 
-# %% ../../nbs/app/02_server.ipynb #c011
+# %% ../../nbs/app/02_server.ipynb #c012
 _CONTENT_POLICY = '; '.join(
     [
         "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:",
@@ -60,7 +59,7 @@ _CONTENT_POLICY = '; '.join(
     ]
 )
 
-# %% ../../nbs/app/02_server.ipynb #c012
+# %% ../../nbs/app/02_server.ipynb #c013
 def _voila_server(
     notebook: Path,  # File to serve
     port: int,  # Port on 127.0.0.1; if it is taken, voilà takes one near it
@@ -79,7 +78,7 @@ def _voila_server(
     server.tornado_settings = dict(headers={'Content-Security-Policy': _CONTENT_POLICY})
     return server
 
-# %% ../../nbs/app/02_server.ipynb #c014
+# %% ../../nbs/app/02_server.ipynb #c015
 def _open_browser(
     url: str,  # With the token
     folder: Path,  # Temporary folder of this user
@@ -91,14 +90,17 @@ def _open_browser(
     file.write_text(page, encoding='utf-8')
     threading.Thread(target=webbrowser.open, args=[file.as_uri()], daemon=True).start()
 
-# %% ../../nbs/app/02_server.ipynb #c015
+# %% ../../nbs/app/02_server.ipynb #c016
 def _absolute(path: str | Path) -> Path:
     "A path that does not depend on the working directory."
     return Path(path).expanduser().absolute()
 
-# %% ../../nbs/app/02_server.ipynb #c017
+# %% ../../nbs/app/02_server.ipynb #c018
 def _check_inputs(model: Path, data: Path, predictions: Path | None, out: Path):
     "Raise an error if the explorer could not be opened."
+    from cmus_fastai.data.cohort import Cohort
+    from cmus_fastai.training.artifact import load_model
+
     load_model(model)
     Cohort.read(data, check=False)
     if predictions is not None and not predictions.is_file():
@@ -110,7 +112,7 @@ def _check_inputs(model: Path, data: Path, predictions: Path | None, out: Path):
     if find_spec('voila') is None:
         raise OSError('The server needs voila, which is not installed: pip install "cmus_fastai[app]"')
 
-# %% ../../nbs/app/02_server.ipynb #c018
+# %% ../../nbs/app/02_server.ipynb #c019
 def serve_explorer(
     model: str | Path,  # Folder of a trained model, written by `save_model` or `cmus demo`
     data: str | Path,  # Patients: a folder <class>/<patient>/OM_… IM_… TEM_…, or a CSV table
@@ -129,7 +131,7 @@ def serve_explorer(
         texts = {name: None if path is None else str(path) for name, path in arguments.items()}
         _run_server(_notebook(**texts), Path(folder), port, open_browser)
 
-# %% ../../nbs/app/02_server.ipynb #c019
+# %% ../../nbs/app/02_server.ipynb #c020
 def _run_server(
     notebook: str,  # Content of the notebook
     folder: Path,  # Temporary folder
@@ -153,7 +155,7 @@ def _run_server(
     IOLoop.current().add_callback(announce)  # runs when the server listens
     server.start()
 
-# %% ../../nbs/app/02_server.ipynb #c021
+# %% ../../nbs/app/02_server.ipynb #c022
 def cmus_explore(
     argv: list[str] | None = None,  # Arguments; None: those of the command line
 ) -> int:  # Exit code
