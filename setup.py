@@ -1,33 +1,40 @@
 "Build the package from the facts in settings.ini."
-
-import configparser, re
+import configparser
+import re
 from pathlib import Path
-from setuptools import setup, find_packages
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
-ini = configparser.ConfigParser(delimiters=['='], comment_prefixes=['#'])
-ini.read(here / 'settings.ini', encoding='utf-8')
-cfg = ini['DEFAULT']
-lines = lambda key: [l.strip() for l in cfg[key].splitlines() if l.strip()]
-version = re.search(r'__version__ = "(.+)"', (here / cfg['name'] / '__init__.py').read_text())[1]
-extras = {o.removesuffix('_requirements'): lines(o) for o in ini.defaults() if o.endswith('_requirements')}
+settings = configparser.ConfigParser(delimiters=['='], comment_prefixes=['#'])
+settings.read(here/'settings.ini', encoding='utf-8')
+config = settings['DEFAULT']
+name = config['name']
+
+
+def items(key):
+    "The lines of a setting."
+    return [line.strip() for line in config[key].splitlines() if line.strip()]
+
+
+version = re.search(r'__version__ = "(.+)"', (here/name/'__init__.py').read_text())[1]
+extras = [key for key in settings.defaults() if key.endswith('_requirements')]
 
 setup(
-    name=cfg['name'],
+    name=name,
     version=version,
-    description=cfg['description'],
-    author=cfg['author'],
-    license=cfg['license'],
-    keywords=cfg['keywords'],
-    python_requires='>=' + cfg['min_python'],
-    long_description=(here / 'README.md').read_text(encoding='utf-8'),
+    description=config['description'],
+    author=config['author'],
+    license=config['license'],
+    keywords=config['keywords'],
+    python_requires='>=' + config['min_python'],
+    long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    packages=find_packages(include=[cfg['name'], cfg['name'] + '.*']),
-    package_data={cfg['name']: ['templates/*', 'results/*.json']},
-    install_requires=lines('requirements'),
-    extras_require=extras,
+    packages=find_packages(include=[name, f'{name}.*']),
+    package_data={name: ['templates/*', 'results/*.json', 'py.typed']},
+    install_requires=items('requirements'),
+    extras_require={key.removesuffix('_requirements'): items(key) for key in extras},
     entry_points={
-        'console_scripts': lines('console_scripts'),
-        'nbdev': [f"{cfg['name']}={cfg['name']}._modidx:d"],
+        'console_scripts': items('console_scripts'),
+        'nbdev': [f'{name}={name}._modidx:d'],
     },
 )

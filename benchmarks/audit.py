@@ -32,7 +32,8 @@ from cmus_fastai.explain.audit import (
     likeness,
     pick,
 )
-from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.evaluation.crossval import Config, read_out, train_config
 from cmus_fastai.evaluation.metrics import evaluate
 from cmus_fastai.core import MODALITIES

@@ -1,27 +1,33 @@
 """An epoch end to end, with frozen encoders, and with frozen encoders whose answers are kept.
 
-Simulated patients, a fifth of them for validation, through `cohort.dataloaders` and `cmus_learner`; an epoch includes its validation:
+Simulated patients, a fifth of them for validation, through `cohort.dataloaders` and `cmus_learner`; an
+epoch includes its validation:
   end to end  all encoders trained
   frozen      `learn.freeze()`: the encoders read every image in every epoch, but have no backward pass
   disk        frozen, `cache=FeatureCache(folder)`: maps are read from files
   disk, 16    likewise, sixteen patients in a batch of maps, as `cmus_demo` and `cmus_train` take them
   memory      frozen, `cache=FeatureCache()`: maps are in memory
-The first two are timed on a share of the epoch's images (--share; column "timed") and scaled, first batch and starting workers apart. "fill" is
-what encoding every image once costs, "start" what every later call of fit spends before its first epoch (fingerprints, looking up), and
-"pays after" how many epochs it takes until filling and cached epochs together are faster than frozen epochs on images.
-At the end, whether keeping maps changes anything: images as they are, one view, float32, the same seed; three epochs each on a small
+The first two are timed on a share of the epoch's images (--share; column "timed") and scaled, first batch
+and starting workers apart. "fill" is
+what encoding every image once costs, "start" what every later call of fit spends before its first epoch
+(fingerprints, looking up), and
+"pays after" how many epochs it takes until filling and cached epochs together are faster than frozen
+epochs on images.
+At the end, whether keeping maps changes anything: images as they are, one view, float32, the same seed;
+three epochs each on a small
 cohort, and the largest difference in any recorded number, relative to its size.
 
     python benchmarks/cache.py --json cmus_fastai/results/cache.json
 """
 
-import tempfile, time
+import tempfile
+import time
 from pathlib import Path
 from common import BACKBONE, Table, arguments, machine, median, ratio, write
 import torch
 from fastai.callback.all import Callback
 from fastai.callback.core import CancelTrainException, CancelValidException
-import cmus_fastai.data.bag
+import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.training.learner import cmus_learner
@@ -44,7 +50,7 @@ def n_images(cohort):
 
 
 class Part(Callback):
-    "End training and validation after a share of their images, and say how long the whole epoch would have taken."
+    "End training and validation after a share of their images, and say how long a whole epoch would take."
 
     order = 90
 
@@ -109,7 +115,7 @@ def epoch(learn):
 
 
 def largest_difference(a, folder):
-    "Recorded numbers with and without a cache: the largest difference relative to the number, with the cache filled before, and by this very training."
+    "Largest relative difference of recorded numbers between images and kept maps."
     make_phantom(folder / 'few', 15, seed=1, size=a.size, progress=False)
     train, valid = Cohort.from_folder(folder / 'few', check='fast', progress=False).split(0.2)
 
@@ -163,7 +169,9 @@ def main():
             {k: median(x for _, x in v) for k, v in s.items()},
         )
         t = Table(
-            f'one epoch: {len(train)} patients to train on ({n_images(train)} images), {len(valid)} to validate ({n_images(valid)} images), {a.backbone}, {a.size} px, batches of {a.bs}, {a.device}; medians of {a.repeats}',
+            f'one epoch: {len(train)} patients to train on ({n_images(train)} images), {len(valid)} to '
+            f'validate ({n_images(valid)} images), {a.backbone}, {a.size} px, batches of {a.bs}, {a.device}; '
+            f'medians of {a.repeats}',
             COLUMNS,
         )
         for k in learners:
@@ -181,7 +189,9 @@ def main():
             )
         filled, filling = largest_difference(a, tmp)
         print(
-            f'\nkept maps against images, the same seed, no augmentation, float32: largest relative difference of any recorded number {filled:.1e}; if the cache is filled by this very training {filling:.1e}'
+            f'\nkept maps against images, the same seed, no augmentation, float32: largest relative '
+            f'difference of any recorded number {filled:.1e}; if the cache is filled by this very training '
+            f'{filling:.1e}'
         )
     write(
         a,

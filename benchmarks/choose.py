@@ -1,22 +1,33 @@
-"""Choose a configuration on training patients alone, and compare it with logistic regression on test patients.
+"""Choose a configuration on training patients alone, and compare it with the baseline on test patients.
 
-For training patients who share images, as in a composed cohort: a plain validation part is no help there, since the network has seen most of its images.
-So the candidates are judged in cross-validation inside the training patients, in which every image of a validation patient is taken away from the
-patients trained on ("purged"). The winner, by accuracy and then by log loss, is trained anew with the package's defaults from --seeds seeds and reads the
-test patients; so does logistic regression on the same frozen features, averaged. Printed are the means over the seeds and the ensemble of the seeds
+For training patients who share images, as in a composed cohort: a plain validation part is no help there,
+since the network has seen most of its images.
+So the candidates are judged in cross-validation inside the training patients, in which every image of a
+validation patient is taken away from the
+patients trained on ("purged"). The winner, by accuracy and then by log loss, is trained anew with the
+package's defaults from --seeds seeds and reads the
+test patients; so does logistic regression on the same frozen features, averaged. Printed are the means
+over the seeds and the ensemble of the seeds
 (the mean of their probabilities), with paired differences to logistic regression.
 
-    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps --json cmus_fastai/results/real_best.json
+    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps \\
+        --json cmus_fastai/results/real_best.json
 """
 
-import argparse, json, warnings
+import argparse
+import json
+import warnings
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-import numpy as np, pandas as pd
-from cmus_fastai.data.cohort import Cohort, CohortWarning
-from cmus_fastai.evaluation.crossval import Config, join_cohorts, make_folds, read_out, train_config
+import numpy as np
+import pandas as pd
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.check import CohortWarning
+from cmus_fastai.evaluation.crossval import join_cohorts, make_folds
 from cmus_fastai.evaluation.metrics import compare, evaluate
+from cmus_fastai.training.config import TrainConfig
+from cmus_fastai.training.fit import predict_outputs, train_model
 from cmus_fastai.training.predictions import predictions
 from cmus_fastai.training.features import FeatureCache, image_digests
 from cmus_fastai.evaluation.study import baseline_folds
@@ -46,7 +57,7 @@ def judge(config, cohort, cache, k, seed):
     read = []
     for train, valid in cohort.kfold(k, seed):
         read.append(
-            read_out(train_config(config, purged(train, valid), valid, seed, cache), valid)[0]['fusion']
+            predict_outputs(train_model(config, purged(train, valid), valid, seed, cache), valid).fusion
         )
     t = pd.concat(read)
     return float((t.pred == t.label).mean()), float(
@@ -58,6 +69,20 @@ def ensemble(tables):
     p = np.mean([t.filter(like='p_').to_numpy(float) for t in tables], 0)
     t = tables[0]
     return predictions(t.index, t.label, p, [c[2:] for c in t.filter(like='p_').columns], t.group)
+
+
+def figure_text(metrics):
+    "Accuracy with its interval, and AUC."
+    accuracy, auc = metrics['accuracy'], metrics['macro_auc']
+    interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    return f"accuracy {accuracy['estimate']:.3f} ({interval}), AUC {auc['estimate']:.3f}"
+
+
+def difference_text(metrics):
+    "Paired differences of accuracy and AUC with intervals and p values."
+    def one(row):
+        return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), p {row['p']:.3f}"
+    return f"{one(metrics['accuracy'])}; AUC {one(metrics['macro_auc'])}"
 
 
 def main():
@@ -79,14 +104,16 @@ def main():
     cohort.leaky = train.leaky = True  # said above; folds inside the training patients are purged
     cache, tried = FeatureCache(a.cache, n_views=2, progress=False), {}
     for name in a.only:
-        tried[name] = judge(Config(epochs=a.epochs, head=CANDIDATES[name]), train, cache, a.k, 0)
+        tried[name] = judge(TrainConfig(epochs=a.epochs, head=CANDIDATES[name]), train, cache, a.k, 0)
         print(
-            f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation patients',
+            f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation '
+            f'patients',
             flush=True,
         )
     best = max(tried, key=lambda n: (tried[n][0], -tried[n][1]))
-    config = Config(head=CANDIDATES[best])
-    reads = [read_out(train_config(config, train, None, s, cache), test)[0]['fusion'] for s in range(a.seeds)]
+    config = TrainConfig(head=CANDIDATES[best])
+    learners = (train_model(config, train, seed=s, cache=cache) for s in range(a.seeds))
+    reads = [predict_outputs(learn, test).fusion for learn in learners]
     lr = baseline_folds(cohort, make_folds(cohort, given=fold), config, cache)
     rows = {'mean of seeds': reads, 'ensemble of seeds': [ensemble(reads)], 'logistic regression': lr}
     table = {k: {m: dict(r) for m, r in evaluate(v).iterrows()} for k, v in rows.items()}
@@ -94,14 +121,8 @@ def main():
     print(f'chosen: {best}')
     for k, t in table.items():
         d = against.get(k)
-        print(
-            f"{k:<20} accuracy {t['accuracy']['estimate']:.3f} ({t['accuracy']['low']:.3f} to {t['accuracy']['high']:.3f}), AUC {t['macro_auc']['estimate']:.3f}"
-            + (
-                f"; minus logistic regression {d['accuracy']['difference']:+.3f} ({d['accuracy']['low']:+.3f} to {d['accuracy']['high']:+.3f}), p {d['accuracy']['p']:.3f}; AUC {d['macro_auc']['difference']:+.3f} ({d['macro_auc']['low']:+.3f} to {d['macro_auc']['high']:+.3f}), p {d['macro_auc']['p']:.3f}"
-                if d
-                else ''
-            )
-        )
+        note = f'; minus the baseline {difference_text(d)}' if d else ''
+        print(f'{k:<20} {figure_text(t)}{note}')
     if a.json:
         Path(a.json).write_text(
             json.dumps(

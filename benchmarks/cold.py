@@ -1,19 +1,27 @@
 """How long it takes to begin: imports, and the way from starting Python to a first diagnosis.
 
-Every measurement is a process of its own, all of them in turn within each repeat; files are in the system's cache, as after a first use.
-  imports          seconds that the import takes, and that the process lives, Python's own start included; ratios of the latter are to
+Every measurement is a process of its own, all of them in turn within each repeat; files are in the
+system's cache, as after a first use.
+  imports          seconds that the import takes, and that the process lives, Python's own start included;
+                   ratios of the latter are to
                    `import fastai.vision.all`, on which the learner is built
-  first diagnosis  one simulated patient, a saved model: importing, reading and checking the patient, loading the model, predicting
+  first diagnosis  one simulated patient, a saved model: importing, reading and checking the patient,
+  loading the model, predicting
 Also listed is which heavy modules `import cmus_fastai` loads: it must be none.
 
     python benchmarks/cold.py --json cmus_fastai/results/cold.json
 """
 
-import json, subprocess, sys, tempfile, time
+import json
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from common import BACKBONE, Table, answer, arguments, machine, median, network, ratio, write
 
-IMPORTS = ['cmus_fastai', 'cmus_fastai.data.cohort', 'cmus_fastai.training.learner', 'torch', 'fastai.vision.all']
+PACKAGE = ['cmus_fastai', 'cmus_fastai.data.cohort', 'cmus_fastai.training.learner']
+IMPORTS = [*PACKAGE, 'torch', 'fastai.vision.all']
 HEAVY = ['torch', 'fastai', 'timm', 'pandas', 'matplotlib', 'numpy', 'PIL', 'sklearn', 'skimage']
 COLUMNS = dict(
     imports=dict(
@@ -77,7 +85,8 @@ def child(a):
 def main():
     a = arguments(__doc__, **BACKBONE)
     if a.child:
-        return child(a)
+        child(a)
+        return
     from common import fresh
 
     print(machine(a.device))
@@ -99,7 +108,8 @@ def main():
             to_fastai=ratio(life[k], life['fastai.vision.all']),
         )
     u = Table(
-        f'from starting Python to a first diagnosis, {a.backbone}, {a.size} px, {a.device}; medians of {a.repeats}',
+        f'from starting Python to a first diagnosis, {a.backbone}, {a.size} px, {a.device}; medians of '
+        f'{a.repeats}',
         COLUMNS['first'],
     )
     whole = [sum(x) for x, _ in runs['first']]

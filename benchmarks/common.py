@@ -1,20 +1,32 @@
-"What the benchmarks share: the machine in words, timing in turns, tables and JSON, memory of a fresh process, floating-point operations."
+"What the benchmarks share: machine, timing in turns, tables, JSON, memory, floating-point operations."
 
-import argparse, json, os, platform, re, statistics, subprocess, sys, time, warnings
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
-warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+warnings.filterwarnings('ignore', message='.*torch.jit.script.*', category=FutureWarning)
+
 
 def arguments(doc, repeats=5, **options):
-    "Parse the command line: options are name → (default, help) or name → dict of argparse's own; a child's arguments come from its parent."
+    "Parse the command line. An option is name → (default, help), or name → arguments of `add_argument`."
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    new = lambda k, default, help, **kw: p.add_argument(
-        f'--{k}', default=default, help=f'{help} (default: {default})' if help else None, **kw
-    )
+
+    def new(name, default, help, **kwargs):
+        text = f'{help} (default: {default})' if help else None
+        p.add_argument(f'--{name}', default=default, help=text, **kwargs)
+
     for k, v in options.items():
         if isinstance(v, dict):
             p.add_argument(f'--{k}', **v)
@@ -42,7 +54,8 @@ PRECISION = dict(
 PEAK = dict(
     peak_tflops=(
         0.0,
-        "the device's peak in TFLOP/s at this precision, e.g. 989 for bf16 on an H100; with it, the share of that peak is shown",
+        "the device's peak in TFLOP/s at this precision, e.g. 989 for bf16 on an H100; with it, the share of "
+        "that peak is shown",
     )
 )
 
@@ -58,10 +71,13 @@ def network(a, backbone=None, weights=None, **kw):
 
 
 def batch(sizes, size, device='cpu'):
-    "Random images of as many patients as there are bag sizes: OM, IM, padded bags with their mask, and labels."
+    "Random images, one patient per bag size: OM, IM, padded bags with their mask, and labels."
     B, N = len(sizes), max(sizes)
     mask = torch.arange(N)[None] < torch.tensor(sizes)[:, None]
-    new = lambda *s: torch.rand(*s, 3, size, size, device=device)
+
+    def new(*shape):
+        return torch.rand(*shape, 3, size, size, device=device)
+
     return new(B), new(B), (new(B, N), mask.to(device)), torch.arange(B, device=device) % 3
 
 
@@ -89,7 +105,9 @@ def machine(device='cpu'):
         else ''
     )
     card = f', {torch.cuda.get_device_name()}, CUDA {torch.version.cuda}' if device == 'cuda' else ''
-    return f'{cpu or platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}{card}'
+    cores = f'{os.cpu_count()} cores, {torch.get_num_threads()} threads, {platform.machine()}'
+    versions = f'Python {platform.python_version()}, torch {torch.__version__}'
+    return f'{cpu or platform.processor()}, {cores}, {versions}{card}'
 
 
 def peak_mib(device='cpu'):
@@ -131,7 +149,7 @@ def seconds(f, device='cpu'):
 
 
 def interleaved(ways, repeats, device='cpu', warm=True):
-    "Seconds of each way, one list each; the ways take turns, forwards and backwards, so that a noisy machine disturbs them alike."
+    "Seconds of each way. They take turns, so that a noisy machine affects them alike."
     out = {k: [] for k in ways}
     for f in ways.values() if warm else ():
         f()

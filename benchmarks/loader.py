@@ -4,10 +4,14 @@ Images per second, for 224 px, of
   plain   PIL alone: Image.open(path).convert('RGB').resize((224, 224), BICUBIC), as most loaders do
   read    `read_image`
   copy    `read_image` on the copies that `Cohort.resized` wrote
-for JPEGs of 224, 1024 and 2048 px (simulated micrographs with grain, quality 92) and grey 16-bit TIFFs of 2048 px; and of a whole pass of
-the training DataLoader over the originals and over the copies, with 0 and 2 worker processes, which are started within the time.
-Printed are medians and ratios. The ways take turns within each repeat, so that a noisy machine disturbs them alike. In plain PIL a 16-bit
-picture has lost its grey values (all above 255 are white); its time is shown nevertheless. `diff` is the mean difference of `read` from the
+for JPEGs of 224, 1024 and 2048 px (simulated micrographs with grain, quality 92) and grey 16-bit TIFFs of
+2048 px; and of a whole pass of
+the training DataLoader over the originals and over the copies, with 0 and 2 worker processes, which are
+started within the time.
+Printed are medians and ratios. The ways take turns within each repeat, so that a noisy machine disturbs
+them alike. In plain PIL a 16-bit
+picture has lost its grey values (all above 255 are white); its time is shown nevertheless. `diff` is the
+mean difference of `read` from the
 whole picture decoded (16 bit: turned into 8 bits), then resized, in grey levels.
 
     python benchmarks/loader.py --json cmus_fastai/results/loader.json
@@ -18,8 +22,8 @@ from pathlib import Path
 from common import Table, arguments, interleaved, machine, median, ratio, seconds, write
 import numpy as np
 from PIL import Image
-import cmus_fastai.data.bag
-from cmus_fastai.data.bag import read_image
+import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
+from cmus_fastai.data.images import read_image
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.phantom import draw_im, draw_om, draw_tem
 

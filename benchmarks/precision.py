@@ -1,10 +1,15 @@
 """Inference in bfloat16 against float32: time and agreement.
 
-Simulated patients are read once and then diagnosed in float32 and under autocast to bfloat16, in turn; times are medians in milliseconds a
-patient, without reading. Convolutions work channels-last in both, which is the Encoder's default. Agreement is the share of test patients with
-the same most probable class, and the largest difference of any probability. It means most where a head has learnt something: for
-EfficientNet-Lite0, whose ImageNet weights come with a package, the head is trained on kept maps for --epochs epochs; other backbones and
-their heads are random ("head"), and only their times count. "right" is the share of test patients diagnosed rightly, in float32 and bfloat16.
+Simulated patients are read once and then diagnosed in float32 and under autocast to bfloat16, in turn;
+times are medians in milliseconds a
+patient, without reading. Convolutions work channels-last in both, which is the Encoder's default.
+Agreement is the share of test patients with
+the same most probable class, and the largest difference of any probability. It means most where a head
+has learnt something: for
+EfficientNet-Lite0, whose ImageNet weights come with a package, the head is trained on kept maps for
+--epochs epochs; other backbones and
+their heads are random ("head"), and only their times count. "right" is the share of test patients
+diagnosed rightly, in float32 and bfloat16.
 
     python benchmarks/precision.py --json cmus_fastai/results/precision.json
 """
@@ -26,7 +31,7 @@ from common import (
     write,
 )
 import torch
-import cmus_fastai.data.bag
+import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.training.learner import cmus_learner
@@ -102,7 +107,8 @@ def main():
         )
         y = torch.cat([b[3] for b in batches]).as_subclass(torch.Tensor)
         t = Table(
-            f'inference, {len(test)} patients in batches of {a.bs}, {a.size} px, {a.device}; medians of {a.repeats}, ms a patient',
+            f'inference, {len(test)} patients in batches of {a.bs}, {a.size} px, {a.device}; medians of '
+            f'{a.repeats}, ms a patient',
             COLUMNS,
             () if a.peak_tflops else ('of_peak',),
         )

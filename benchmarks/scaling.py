@@ -1,17 +1,25 @@
 """What grows, and how: the head with the bag, and a cohort's handling with the number of patients.
 
-bags      inference on one patient with 1 to 256 TEM images: the head (SMIL, CMSA, classifiers) on ready maps, and the encoders on the images,
+bags      inference on one patient with 1 to 256 TEM images: the head (SMIL, CMSA, classifiers) on ready
+          maps, and the encoders on the images,
           in turn; medians in milliseconds an image (TEM, OM and IM), and head/encoders
-patients  reading a table of 100 to 10,000 patients (check='fast' and 'full'), a split, five folds, filling a cache, and a pass of the cached
-          DataLoader of the training part (averaged maps, batches of 16); medians in milliseconds a patient, and the ratio to the
-          smallest cohort, which is about 1 where the work grows as the number of patients does. Every patient has --images small JPEGs: one
-          picture a class and modality, each file with a comment of its own so that no two are the same to the cohort. Caches are
-          filled with a small random backbone, only up to the size for which that is foreseen to take --limit seconds.
+patients  reading a table of 100 to 10,000 patients (check='fast' and 'full'), a split, five folds,
+          filling a cache, and a pass of the cached
+          DataLoader of the training part (averaged maps, batches of 16); medians in milliseconds a
+          patient, and the ratio to the
+          smallest cohort, which is about 1 where the work grows as the number of patients does. Every
+          patient has --images small JPEGs: one
+          picture a class and modality, each file with a comment of its own so that no two are the same to
+          the cohort. Caches are
+          filled with a small random backbone, only up to the size for which that is foreseen to take
+          --limit seconds.
 
     python benchmarks/scaling.py --json cmus_fastai/results/scaling.json
 """
 
-import io, tempfile
+import io
+import tempfile
+from functools import partial
 from pathlib import Path
 from common import (
     BACKBONE,
@@ -27,9 +35,11 @@ from common import (
     seconds,
     write,
 )
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from PIL import Image
-import cmus_fastai.data.bag
+import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.data.phantom import DISEASES, draw_im, draw_om, draw_tem
@@ -53,7 +63,8 @@ COLUMNS = dict(
 
 def bags(a):
     t = Table(
-        f'inference on one patient, {a.backbone}, {a.size} px, {a.device}; medians of {a.repeats}, ms an image',
+        f'inference on one patient, {a.backbone}, {a.size} px, {a.device}; medians of {a.repeats}, ms an '
+        f'image',
         COLUMNS['bags'],
     )
     net = network(a).eval()
@@ -62,7 +73,7 @@ def bags(a):
         with torch.inference_mode():
             maps = net.encode(*x)
             s = interleaved(
-                dict(head=lambda: net.head(*maps), encoders=lambda: net.encode(*x)),
+                dict(head=partial(net.head, *maps), encoders=partial(net.encode, *x)),
                 a.repeats,
                 a.device,
                 warm=n == a.bags[0],
@@ -107,7 +118,8 @@ def files(folder, n, images):
 def cached_pass(cohort, net, a):
     "Fill a cache, and go through its training DataLoader: seconds of filling and of a pass."
     cache, parts = FeatureCache(pooled=True, n_views=1, progress=False), cohort.split(0.2)
-    make = lambda: cache.dataloaders(net, *parts, cohort.classes, bs=16, size=64, resample='bilinear')
+    options = dict(bs=16, size=64, resample='bilinear')
+    make = partial(cache.dataloaders, net, *parts, cohort.classes, **options)
     fill, dls = seconds(make, a.device), make()
     return fill, seconds(lambda: [None for _ in dls.train], a.device) * len(cohort) / len(parts[0])
 
@@ -135,9 +147,8 @@ def patients(a):
             'five folds': lambda n: cohorts[n].kfold(5),
         }
         for what, f in steps.items():
-            for n, s in interleaved(
-                {n: (lambda n=n: f(n)) for n in a.patients}, a.repeats, warm=what == 'read, fast'
-            ).items():
+            timed = {n: partial(f, n) for n in a.patients}
+            for n, s in interleaved(timed, a.repeats, warm=what == 'read, fast').items():
                 times[what, n] = s
         per_patient = 0.0
         for n in a.patients:

@@ -1,23 +1,28 @@
 """Stages of membranous nephropathy, with and without their order.
 
-Simulated patients with MN, labelled by stage (`stage_cohort`), cross-validated by patient. In each fold CMUS-Net is trained with frozen
+Simulated patients with MN, labelled by stage (`stage_cohort`), cross-validated by patient. In each fold
+CMUS-Net is trained with frozen
 encoders whose maps are kept, the same seed and no label smoothing, with three kinds of heads:
   ce          softmax: knows nothing of the order
   corn        conditional questions (Shi, Cao and Raschka 2021)
   cumulative  one score and thresholds (McCullagh 1980)
-Training runs for a fixed number of epochs; test patients decide nothing. Each repeat has folds and seeds of its own; printed are medians
+Training runs for a fixed number of epochs; test patients decide nothing. Each repeat has folds and seeds
+of its own; printed are medians
 over repeats. Each figure is computed from the same probabilities with the
-reading that serves it best (`read_for`): accuracy from the most probable stage, kappa (quadratic-weighted) and MAE (mean absolute stage
-error) from their own. Intervals, 95 %, are by bootstrap over patients, all folds together. The last row is the best that any reader of all
+reading that serves it best (`read_for`): accuracy from the most probable stage, kappa (quadratic-
+weighted) and MAE (mean absolute stage
+error) from their own. Intervals, 95 %, are by bootstrap over patients, all folds together. The last row
+is the best that any reader of all
 three modalities can reach on average over patients (`stage_limits`).
 
     python benchmarks/staging.py --json cmus_fastai/results/staging.json
 """
 
 import tempfile
-from pathlib import Path
 from common import BACKBONE, Table, arguments, machine, median, write
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from cmus_fastai.training.predictions import predictions
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.training.learner import cmus_learner
@@ -101,13 +106,15 @@ def main():
                 for k in runs:
                     preds[k].append(fold_predictions(a, k, seed, train, test, cache))
                 print(
-                    f'seed {seed}, fold {i + 1} of {a.folds}: {len(train)} patients to train on, {len(test)} to read',
+                    f'seed {seed}, fold {i + 1} of {a.folds}: {len(train)} patients to train on, {len(test)} '
+                    f'to read',
                     flush=True,
                 )
             for k, v in preds.items():
                 runs[k].append(figures(pd.concat(v)))
     t = Table(
-        f'{len(cohort)} patients with MN, {a.folds} folds, {a.backbone}, {a.size} px, {a.epochs} epochs in batches of {a.bs}, {a.device}; medians of {a.repeats}',
+        f'{len(cohort)} patients with MN, {a.folds} folds, {a.backbone}, {a.size} px, {a.epochs} epochs in '
+        f'batches of {a.bs}, {a.device}; medians of {a.repeats}',
         COLUMNS,
     )
     for k, v in runs.items():

@@ -1,19 +1,27 @@
 """What a step of CMUS-Net costs beside its encoders.
 
-For bags of 3, 6, 10 and mixed sizes, batches of 1 and 4 patients, inference and training step (forward and backward), in one run:
-  loop   every image through its encoder alone, one after the other, then the head (for training: with backward)
+For bags of 3, 6, 10 and mixed sizes, batches of 1 and 4 patients, inference and training step (forward
+and backward), in one run:
+  loop   every image through its encoder alone, one after the other, then the head (for training: with
+         backward)
   floor  the encoders alone on the same images, each modality in one call
   model  CMUS-Net: encoders, SMIL, CMSA and heads; with the loss
-Printed are medians in milliseconds a patient and the ratios model/floor and model/loop. The three are timed in turn within each
-repeat, so that a noisy machine disturbs them alike. Peak memory is that of a fresh process that does one training step; "above" is what
+Printed are medians in milliseconds a patient and the ratios model/floor and model/loop. The three are
+timed in turn within each
+repeat, so that a noisy machine disturbs them alike. Peak memory is that of a fresh process that does one
+training step; "above" is what
 the step takes on top of a process that only builds the model, and its ratio is to the floor's.
-With --peak_tflops the last column is the model's share of the device's peak: the encoders' operations, counted, over time and peak.
+With --peak_tflops the last column is the model's share of the device's peak: the encoders' operations,
+counted, over time and peak.
 
     python benchmarks/step.py --json cmus_fastai/results/step_lite0.json
-    python benchmarks/step.py --backbone swin_tiny_patch4_window7_224 --proj 0 --json cmus_fastai/results/step_swin.json
-    python benchmarks/step.py --device cuda --backbone swin_base_patch4_window7_224 --precision bf16 --compile --peak_tflops 989
+    python benchmarks/step.py --backbone swin_tiny_patch4_window7_224 --proj 0 \\
+        --json cmus_fastai/results/step_swin.json
+    python benchmarks/step.py --device cuda --backbone swin_base_patch4_window7_224 --precision bf16 \\
+        --compile --peak_tflops 989
 """
 
+from functools import partial
 import torch
 from common import (
     BACKBONE,
@@ -100,6 +108,13 @@ def child(a):
     answer(peak_mib(a.device))
 
 
+def encoder_gflop(encoder, image):
+    "Floating-point operations of one image, in billions: without and with a backward pass."
+    def forward():
+        return encoder(image).mean()
+    return {train: flops(partial(step, forward, encoder, train))/1e9 for train in (False, True)}
+
+
 def main():
     a = arguments(
         __doc__,
@@ -109,18 +124,16 @@ def main():
         compile=dict(action='store_true', help='compile the encoders, for every way alike'),
     )
     if a.child:
-        return child(a)
+        child(a)
+        return
     torch.manual_seed(0)
     net, image = built(a), torch.rand(1, 3, a.size, a.size, device=a.device)
-    plain = network(a).om  # compiled code would not be counted
-    gflop = {
-        train: flops(lambda: step(lambda: plain(image).mean(), plain, train)) / 1e9 for train in (False, True)
-    }
-    del plain
+    gflop = encoder_gflop(network(a).om, image)  # not of the compiled code, which would not be counted
     base = fresh(__file__, a, way='base')
     print(machine(a.device))
     t = Table(
-        f'{a.backbone}, {a.size} px, {a.precision}{", compiled" if a.compile else ""}, {a.device}; medians of {a.repeats}, ms a patient',
+        f'{a.backbone}, {a.size} px, {a.precision}{", compiled" if a.compile else ""}, {a.device}; medians '
+        f'of {a.repeats}, ms a patient',
         COLUMNS,
         () if a.peak_tflops else ('gflop', 'of_peak'),
     )
@@ -130,9 +143,8 @@ def main():
             ways = steps(net, *batch(ns, a.size, a.device), a)
             for train in (False, True):
                 net.train(train)
-                s = interleaved(
-                    {k: (lambda f=f: step(f, net, train)) for k, f in ways.items()}, a.repeats, a.device
-                )
+                timed = {k: partial(step, f, net, train) for k, f in ways.items()}
+                s = interleaved(timed, a.repeats, a.device)
                 mib = (
                     {k: fresh(__file__, a, bag=bag, bs=bs, way=k) - base for k in ('floor', 'model')}
                     if train

@@ -16,7 +16,7 @@ import os
 import platform
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -197,8 +197,9 @@ def _publish(self: OutputFolder):
 @patch
 def _leave(self: OutputFolder):
     "Give the lock back, and remove the folder if it holds no results."
+    with suppress(PermissionError):  # Windows keeps a file that is open
+        (self.path / self.LOCK).unlink(missing_ok=True)
     self.lock.release()
-    (self.path / self.LOCK).unlink(missing_ok=True)
     if not any(self.path.iterdir()):
         self.path.rmdir()
 
@@ -291,7 +292,8 @@ def stylesheet(
     name: str,  # Name of a style sheet, e.g. 'report.css'
 ) -> markupsafe.Markup:
     "The text of a style sheet of the package."
-    return markupsafe.Markup(_templates().loader.get_source(_templates(), name)[0])
+    file = importlib.resources.files('cmus_fastai')/'templates'/name
+    return markupsafe.Markup(file.read_text(encoding='utf-8'))
 
 # %% ../nbs/core/00_core.ipynb #c045
 def load_result(

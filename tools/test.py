@@ -1,149 +1,83 @@
-"Run the notebooks as tests, and check that notebooks, library, README and sidebar agree: `python3 run.py test [notebooks]`."
-
-import os, shutil, subprocess, sys, tempfile, time
+"Run the notebooks as tests, and check the project as a whole: `python3 run.py test [notebooks or folders]`."
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-import yaml
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
 from nbdev.test import nb_test_cells
+from checks import all_checks, root, scripts
 
-root = Path(__file__).resolve().parent.parent
-cfg = get_config(root)
-scripts = Path(
-    sys.executable
-).parent  # where nbdev's commands are, whether or not the environment is activated
+config = get_config(root)
 limit = 900  # seconds for one notebook; they are written to take well under a minute
-# One thread a notebook, as several run at once; children import this checkout, whatever else is installed
+# One thread per notebook, as several run at once; children import this checkout, whatever else is installed
 env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PYTHONPATH': str(root), 'PYTHONUTF8': '1'}
 
 
-def call(*cmd, cwd):
-    "Run `cmd`; whether it succeeded, and what it printed."
+def call(*command):
+    "Run a command; whether it succeeded, and what it printed."
     # A file and not a pipe: a worker process left behind by a notebook would hold a pipe open for ever
     with tempfile.TemporaryFile() as out:
         try:
-            ok = (
-                subprocess.run(
-                    [str(c) for c in cmd],
-                    cwd=cwd,
-                    env=env,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    timeout=limit,
-                ).returncode
-                == 0
-            )
-            note = ''
+            done = subprocess.run([str(part) for part in command], cwd=root, env=env, timeout=limit,
+                                  stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT)
+            ok, note = done.returncode == 0, ''
         except subprocess.TimeoutExpired:
             ok, note = False, f'stopped after {limit} s\n'
         out.seek(0)
         return ok, out.read().decode(errors='replace') + note
 
 
-def notebook(path):
+def run_notebook(path):
     "Run the test cells of one notebook in a process of its own."
-    if not nb_test_cells(path, cfg.tst_flags.split()):
-        return False, 'no cell of this notebook is run as a test'
-    return call(scripts / 'nbdev-test', path, cwd=root)
+    if not nb_test_cells(path, config.tst_flags.split()):
+        return False, 'no cell of this notebook is run as a test\n'
+    return call(scripts/'nbdev-test', path)
 
 
-def files(folder):
-    "Content of every file under `folder` that belongs to the project."
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for p in sorted(folder.rglob('*'))
-        if p.is_file() and not {'__pycache__', '_proc'} & set(p.parts)
-    }
+def run_check(check):
+    "Run one check of the project."
+    complaint = check()
+    return not complaint, complaint
 
 
-def unchanged(*cmd, remove=()):
-    "Whether `cmd`, run in a copy of the project without the files matching `remove`, leaves it as it is here."
-    skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', 'nbdev.yml', 'models')
-    with tempfile.TemporaryDirectory() as tmp:
-        here, copy = Path(tmp) / 'here', Path(tmp) / 'copy'
-        for d in (here, copy):
-            for name in ('nbs', 'cmus_fastai', 'tools'):
-                shutil.copytree(root / name, d / name, ignore=skip)
-            for name in ('pyproject.toml', 'settings.ini', '_quarto.yml', 'README.md'):
-                shutil.copy(root / name, d / name)
-        for pattern in remove:
-            for p in copy.glob(pattern):
-                p.unlink()
-        ok, out = call(*cmd, cwd=copy)
-        a, b = files(here), files(copy)
-    differ = [f for f in sorted({*a, *b}) if a.get(f) != b.get(f)]
-    return ok and not differ, out + ''.join(f'out of step: {f}\n' for f in differ)
-
-
-def exported():
-    "Exporting the notebooks gives exactly the library that is here, and no module is without a notebook."
-    return unchanged(scripts / 'nbdev-export', remove=['cmus_fastai/**/[!_]*.py', 'cmus_fastai/_modidx.py'])
-
-
-def cleaned():
-    "The notebooks are as nbdev-clean leaves them."
-    return unchanged(scripts / 'nbdev-clean')
-
-
-def documented():
-    "Documentation pages can be made from the notebooks."
-    return unchanged(sys.executable, 'tools/pages.py')
-
-
-def readme():
-    "README.md and its pictures are made from nbs/index.ipynb."
-    return unchanged(sys.executable, 'tools/readme.py')
-
-
-def sidebar():
-    "The documentation's sidebar names every notebook, and nothing else."
-
-    def pages(items):
-        for o in items:
-            yield from pages(o['contents']) if 'contents' in o else [o['href']]
-
-    listed = set(
-        pages(yaml.safe_load((cfg.nbs_path / 'sidebar.yml').read_text())['website']['sidebar']['contents'])
-    )
-    there = {p.relative_to(cfg.nbs_path).as_posix() for p in nbglob(cfg.nbs_path, as_path=True)}
-    return listed == there, ''.join(
-        f'not in nbs/sidebar.yml: {p}\n' for p in sorted(there - listed)
-    ) + ''.join(f'in nbs/sidebar.yml, but not in nbs/: {p}\n' for p in sorted(listed - there))
-
-
-def report(name, test, *args):
-    "Run one test, print its line and, if it failed or left something out, what it said; returns PASS, FAIL or SKIP."
+def report(name, test, argument):
+    "Run one test, print its line and, if it failed or left something out, what it said; returns the word."
     start = time.time()
-    ok, out = test(*args)
-    skipped = [
-        l for l in out.splitlines() if l.startswith('SKIPPED:')
-    ]  # a notebook says so on the real standard output
+    ok, printed = test(argument)
+    skipped = [line for line in printed.splitlines() if line.startswith('SKIPPED:')]
     word = 'FAIL' if not ok else 'SKIP' if skipped else 'PASS'
-    print(
-        f"{word}  {time.time() - start:5.1f} s  {name}\n{'' if ok else out}"
-        + ''.join(f'{l}\n' for l in skipped if ok),
-        end='',
-        flush=True,
-    )
+    details = printed if not ok else ''.join(f'{line}\n' for line in skipped)
+    print(f"{word}  {time.time() - start:5.1f} s  {name}\n{details}", end='', flush=True)
     return word
 
 
+def find_notebooks(paths):
+    "The notebooks that the arguments name, or all."
+    missing = [path for path in paths if not Path(path).exists()]
+    if missing:
+        sys.exit(f'no such notebook or folder: {", ".join(missing)}')
+    named = [Path(path).resolve() for path in paths] or [config.nbs_path]
+    found = [nb for path in named for nb in (sorted(nbglob(path, as_path=True)) if path.is_dir() else [path])]
+    if not found:
+        sys.exit('no notebook was found: nothing was tested')
+    return found
+
+
 def main(paths):
-    nbs = [Path(p).resolve() for p in paths] or sorted(nbglob(cfg.nbs_path, as_path=True))
-    if missing := [str(p) for p in nbs if not p.is_file()]:
-        sys.exit(f'no such notebook: {", ".join(missing)}')
-    if not nbs:
-        sys.exit(f'no notebook in {cfg.nbs_path}: nothing was tested')
-    checks = [] if paths else [exported, cleaned, documented, readme, sidebar]
+    "Test the notebooks, and without arguments the project; returns whether anything failed."
+    notebooks = find_notebooks(paths)
+    checks = [] if paths else all_checks
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tests = [pool.submit(report, t.__doc__, t) for t in checks] + [
-            pool.submit(report, os.path.relpath(nb, root), notebook, nb) for nb in nbs
-        ]
-    passed, failed, skipped = ([t.result() for t in tests].count(w) for w in ('PASS', 'FAIL', 'SKIP'))
-    print(f'{passed} passed, {failed} failed' + f', {skipped} skipped' * (skipped > 0))
-    return failed > 0
+        tests = [pool.submit(report, check.__doc__.splitlines()[0], run_check, check) for check in checks]
+        tests += [pool.submit(report, os.path.relpath(nb, root), run_notebook, nb) for nb in notebooks]
+    words = [test.result() for test in tests]
+    skipped = f', {words.count("SKIP")} skipped' if 'SKIP' in words else ''
+    print(f'{words.count("PASS")} passed, {words.count("FAIL")} failed{skipped}')
+    return 'FAIL' in words
 
 
 if __name__ == '__main__':

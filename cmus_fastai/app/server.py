@@ -29,7 +29,8 @@ def _notebook(**kw):  # What `explore` is called with, anything that JSON can ho
 # %% ../../nbs/app/02_server.ipynb #c008
 def show(**kw):  # For `explore`
     "The explorer, or what is wrong with the patients, as a line on the page."
-    from cmus_fastai.app.explorer import W, explore, error_html, compare_html, CSS
+    from cmus_fastai.app.explorer import W, explore, CSS
+    from cmus_fastai.app.casebook import error_html, compare_html
 
     try:
         return explore(**kw)

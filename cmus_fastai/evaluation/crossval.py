@@ -28,7 +28,8 @@ from cmus_fastai.evaluation.calibration import (
     plot_reliability,
     referral_curve,
 )
-from ..data.cohort import Cohort, CohortError, audit_leak, check_same_classes
+from ..data.cohort import Cohort, audit_leak, check_same_classes
+from ..data.check import CohortError
 from ..training.distributed import run_folds
 from cmus_fastai.evaluation.metrics import (
     EvaluationWarning,

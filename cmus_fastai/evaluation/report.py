@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 from matplotlib.figure import Figure
 from PIL import Image
-from ..data.cohort import Cohort, Problems, audit_leak
+from ..data.cohort import Cohort, audit_leak
+from ..data.check import Problems
 from ..core import count_noun
 from ..core import OUTPUT_COLOURS
 from cmus_fastai.evaluation.metrics import (
