@@ -1,375 +1,429 @@
-"""Do the explanations hold? The audit of a trained model on a phantom, or on real micrographs with annotations.
+"""Audit of the explanations of a trained model, on a phantom or on real micrographs with annotations.
 
-The model is one that `cmus_demo` has trained (--model), its test patients are those of its table of predictions (--tested). The same network is trained anew
-from other seeds, and with other aggregators, on the other patients. Quick methods (attention, Grad-CAM) and everything about bags and attention are asked about
-all test patients; the methods that call the network many times about --n_slow of them, in turn from each class, and their stability and sanity about --n_again.
-Deletion and insertion are measured for the --n_slow patients, for all methods. Integrated gradients take 16 steps here and gradient SHAP 8 samples;
-for the --n_ig of these patients with the fewest images the map is set beside the one that the default settings give, which keep on until the account is settled within 1 %.
+The model is one that `cmus_demo` has trained (--model); its test patients are those of its table of
+predictions (--tested). The same network is trained from other seeds, and with other aggregators, on the other
+patients. Attention, Grad-CAM and everything about bags is computed for all test patients. Methods that run
+the network many times are computed for --n_slow of them, in turn from each class, and their stability and
+sanity for --n_again. Deletion and insertion are measured for the --n_slow patients, for all methods.
+Integrated gradients take 16 steps here and gradient SHAP 8 samples; for the --n_ig of these patients with the
+fewest images, the map is compared with that of the default settings, which add steps until the error is below
+1 %.
 
-What is done is kept in --work; with more patients asked for, or after an interruption, the same command goes on.
+Finished parts are kept in --work. The same command resumes after an interruption, and continues if more
+patients are asked for.
 
     cmus_demo --out demo
-    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model --tested demo/predictions.csv --json cmus_fastai/results/audit_phantom.json
+    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model \\
+        --tested demo/predictions.csv --json cmus_fastai/results/audit_phantom.json
     cmus_demo --data real_micrographs/train --test real_micrographs/test --out real
-    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train --data real_micrographs/test --model real/model --tested real/predictions.csv --json cmus_fastai/results/audit_real.json
+    OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train \\
+        --data real_micrographs/test --model real/model --tested real/predictions.csv \\
+        --json cmus_fastai/results/audit_real.json
 """
 
-import argparse, base64, io, json, pickle, time, warnings
-from dataclasses import replace
+import argparse
+import base64
+import io
+import json
+import pickle
+import time
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np
+import pandas as pd
+import torch
 from PIL import Image
-from cmus_fastai.training.artifact import load_model, save_model
+from cmus_fastai.core import MODALITIES, write_file
+from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.evaluation.crossval import Config, read_out, train_config
+from cmus_fastai.evaluation.metrics import evaluate
+from cmus_fastai.explain.attribution import CasePredictor, attention, attribute, encoders, picture
 from cmus_fastai.explain.audit import (
-    SLOW,
+    SLOW_METHODS,
     Auditor,
-    Truth,
-    against,
+    GroundTruth,
+    attention_effect,
     audit_case,
     audit_table,
     bag_scores,
-    gaze,
-    likeness,
-    pick,
+    compare_with,
+    rank_similarity,
+    select_patients,
 )
-from cmus_fastai.data.cohort import Cohort
-from cmus_fastai.data.check import CohortWarning
-from cmus_fastai.evaluation.crossval import Config, read_out, train_config
-from cmus_fastai.evaluation.metrics import evaluate
-from cmus_fastai.core import MODALITIES
-from cmus_fastai.explain.attribution import CasePredictor, attention, attribute, picture
+from cmus_fastai.training.artifact import load_model, save_model
 from cmus_fastai.training.features import FeatureCache
 from common import machine
 
-QUICK = 'attention', 'gradcam'
-AGGREGATORS = 'attention', 'gated', 'entmax', 'dsmil', 'clam', 'transmil', 'topk', 'max', 'mean'
+QUICK = ('attention', 'gradcam')
+AGGREGATORS = ('attention', 'gated', 'entmax', 'dsmil', 'clam', 'transmil', 'topk', 'max', 'mean')
 OPTIONS = dict(ig=dict(n_steps=16), gradient_shap=dict(n_samples=8))
+COMPARED_WITH_EDGES = ('pointing', 'mass', 'deletion', 'insertion')
 
 
-def say(t):
-    print(time.strftime('%H:%M:%S'), t, flush=True)
+def log(text):
+    print(time.strftime('%H:%M:%S'), text, flush=True)
 
 
-def trained(name, seed, head, train, test, config, work, cache):
-    "A network of its own, trained once and kept; its reader and its accuracy on the test patients."
-    folder = work / f'model_{name}'
-    if not folder.exists():
-        learn = train_config(
-            Config(size=config['size'], head=head), train, seed=seed, cache=cache, num_workers=0
-        )
-        t = evaluate(read_out(learn, test)[0]['fusion'])
-        save_model(
-            learn.model, folder, list(learn.dls.vocab), config['size'], accuracy=t.loc['accuracy'].to_dict()
-        )
-        say(f'trained {name}')
-    model, c = load_model(folder)
-    return CasePredictor(model, c['classes'], c['size'], c['resample']), c['info']['accuracy']
+def plain(records):
+    "Records with numbers of Python instead of numpy, for JSON."
+    return [
+        {key: value.item() if isinstance(value, np.generic) else value for key, value in record.items()}
+        for record in records
+    ]
 
 
-def share_encoders(reader, main):
-    "Use the audited model's encoders where they are the same."
-    for e in ('om', 'im', 'tem'):
-        a, b = getattr(reader.model, e), getattr(main.model, e)
-        if not all(
-            torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-        ):
-            raise ValueError(f'encoder {e} differs from that of the audited model')
-        setattr(reader.model, e, b)
-    return reader
+def rounded(records, digits=5):
+    return [
+        {key: round(value, digits) if isinstance(value, float) else value for key, value in record.items()}
+        for record in records
+    ]
 
 
-class Kept:
-    "Records of parts that are done, one line each, and attributions of slow methods."
+class Store:
+    "Records of finished parts, one line each, and attributions of slow methods."
 
     def __init__(self, work):
-        self.file, self.maps = work / 'parts.jsonl', work / 'maps'
+        self.file = work / 'parts.jsonl'
+        self.maps = work / 'maps'
         self.maps.mkdir(parents=True, exist_ok=True)
-        lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.parts = {(d['patient'], d['part']): d['records'] for d in map(json.loads, lines)}
+        self.parts = {}
+        if self.file.exists():
+            for line in map(json.loads, self.file.read_text().splitlines()):
+                self.parts[line['patient'], line['part']] = line['records']
 
     def add(self, patient, part, records):
         self.parts[patient, part] = records
-        with self.file.open('a') as f:
-            f.write(json.dumps(dict(patient=patient, part=part, records=records)) + '\n')
+        with self.file.open('a') as file:
+            file.write(json.dumps(dict(patient=patient, part=part, records=records)) + '\n')
 
-    def load(self, patients):
-        return {
-            k: v
-            for p in patients
-            if (f := self.maps / f'{p}.pkl').exists()
-            for k, v in pickle.loads(f.read_bytes()).items()
-        }
+    def records(self, part):
+        return [record for (_, name), records in self.parts.items() if name == part for record in records]
 
-    def store(self, maps):
-        for p in {p for p, _ in maps}:
-            (self.maps / f'{p}.pkl').write_bytes(
-                pickle.dumps({k: v for k, v in maps.items() if k[0] == p and k[1] in SLOW})
-            )
+    def load_maps(self, patients):
+        files = [self.maps / f'{patient}.pkl' for patient in patients]
+        maps = {}
+        for file in files:
+            if file.exists():
+                maps.update(pickle.loads(file.read_bytes()))
+        return maps
 
-    def of(self, part):
-        return [r for (_, q), rs in self.parts.items() if q == part for r in rs]
-
-
-def rounded(rows, d=5):
-    return [{k: (round(v, d) if isinstance(v, float) else v) for k, v in r.items()} for r in rows]
+    def save_maps(self, maps):
+        for patient in {patient for patient, _ in maps}:
+            slow = {key: a for key, a in maps.items() if key[0] == patient and key[1] in SLOW_METHODS}
+            (self.maps / f'{patient}.pkl').write_bytes(pickle.dumps(slow))
 
 
-def jpeg(image, **kw):
-    f = io.BytesIO()
-    Image.fromarray(image).save(f, **kw)
-    return base64.b64encode(f.getvalue()).decode()
+@dataclass
+class Networks:
+    "Trains the networks that the audited one is compared with."
+
+    train: Cohort
+    test: Cohort
+    config: dict  # Of the audited model
+    work: Path
+    cache: FeatureCache
+
+    def get(self, name, seed, **head):
+        "A network that is trained once and kept: predictor, and accuracy on the test patients."
+        folder = self.work / f'model_{name}'
+        if not folder.exists():
+            self._train(name, folder, seed, head)
+        model, config = load_model(folder)
+        predictor = CasePredictor(model, config['classes'], config['size'], config['resample'])
+        return predictor, config['info']['accuracy']
+
+    def _train(self, name, folder, seed, head):
+        size = self.config['size']
+        config = Config(size=size, head=head)
+        learn = train_config(config, self.train, seed=seed, cache=self.cache, num_workers=0)
+        accuracy = evaluate(read_out(learn, self.test)[0]['fusion']).loc['accuracy'].to_dict()
+        save_model(learn.model, folder, list(learn.dls.vocab), size, accuracy=accuracy)
+        log(f'trained {name}')
 
 
-def examples(auditor, reader, test, kept, modality='OM'):
-    "Attention over three patients: the worst tenth, the middle and the best tenth by its mass in the evidence as a multiple of chance."
+def share_encoders(predictor, audited):
+    "Use the audited model's encoders, which must be equal."
+    for name, own, shared in zip(MODALITIES, encoders(predictor.model), encoders(audited.model)):
+        pairs = zip(own.state_dict().values(), shared.state_dict().values(), strict=True)
+        if not all(torch.equal(a, b) for a, b in pairs):
+            raise ValueError(f'the encoder of {name} differs from that of the audited model')
+        setattr(predictor.model, name.lower(), shared)
+    return predictor
+
+
+def encode_image(image, **options):
+    "An image as base64 text."
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, **options)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def examples(auditor, test, store, modality='OM'):
+    "Attention of the patients at the 0.1, 0.5 and 0.9 quantiles of its mass in the evidence over chance."
+    wanted = ('mass', 'attention', modality)
     rows = sorted(
-        (r['value'] / r['chance'], r['patient'])
-        for r in kept.of('quick')
-        if (r['check'], r['method'], r['modality']) == ('mass', 'attention', modality)
+        (record['value'] / record['chance'], record['patient'])
+        for record in store.records('quick')
+        if (record['check'], record['method'], record['modality']) == wanted
     )
-    out = []
-    for q in (0.1, 0.5, 0.9) if rows else ():
-        ratio, i = rows[round(q * (len(rows) - 1))]
-        case = reader.open(test[i])
-        out.append(
+    result = []
+    for quantile in (0.1, 0.5, 0.9) if rows else ():
+        ratio, patient = rows[round(quantile * (len(rows) - 1))]
+        case = auditor.predictor.open(test[patient])
+        image = picture(case.images[MODALITIES.index(modality)][0])
+        mask = (auditor.truth.masks(case)[modality][0] * 255).astype(np.uint8)
+        result.append(
             dict(
-                patient=i,
+                patient=patient,
                 label=case.label,
                 modality=modality,
-                quantile=q,
+                quantile=quantile,
                 ratio=ratio,
-                image=jpeg(picture(case.images[MODALITIES.index(modality)][0]), format='JPEG', quality=80),
-                mask=jpeg(
-                    (auditor.truth.masks(case)[modality][0] * 255).astype(np.uint8),
-                    format='PNG',
-                    optimize=True,
-                ),
-                attention=np.round(attention(reader, case)[modality], 5).tolist(),
+                image=encode_image(image, format='JPEG', quality=80),
+                mask=encode_image(mask, format='PNG', optimize=True),
+                attention=np.round(attention(auditor.predictor, case)[modality], 5).tolist(),
             )
         )
-    return out
+    return result
 
 
-def write(a, kept, accuracy, cohort, seconds, size, shown):
-    "Everything that is done so far, as JSON."
-    records = kept.of('quick') + kept.of('slow') + kept.of('again')
-    t = audit_table(records)
-    curves = pd.DataFrame([r for r in records if 'curve' in r])
-    curves = (
-        []
-        if not len(curves)
-        else [
-            dict(
-                check=c,
-                method=m,
-                modality=x,
-                n=len(g),
-                curve=np.mean(g.curve.tolist(), 0).round(4).tolist(),
-                chance=np.mean(g.blind.tolist(), 0).round(4).tolist(),
-            )
-            for (c, m, x), g in curves.groupby(['check', 'method', 'modality'], sort=False)
-        ]
+def mean_curves(records):
+    "Mean curves of deletion and insertion."
+    curves = pd.DataFrame([record for record in records if 'curve' in record])
+    if not len(curves):
+        return []
+    rows = []
+    for (check, method, modality), group in curves.groupby(['check', 'method', 'modality'], sort=False):
+        row = dict(check=check, method=method, modality=modality, n=len(group))
+        row['curve'] = np.mean(group.curve.tolist(), 0).round(4).tolist()
+        row['chance'] = np.mean(group.blind.tolist(), 0).round(4).tolist()
+        rows.append(row)
+    return rows
+
+
+@dataclass
+class Audit:
+    "One audit with all that it needs."
+
+    args: argparse.Namespace
+    auditor: Auditor
+    test: Cohort
+    store: Store
+    aggregators: dict  # Name → predictor
+    accuracy: dict  # Name of a network → accuracy with interval
+    start: float
+    examples: list
+
+    def open(self, patient):
+        return self.auditor.predictor.open(self.test[patient])
+
+    def group(self, patient):
+        return str(self.test[patient].group)
+
+    def run(self):
+        args = self.args
+        order = select_patients(self.test, None, args.seed)
+        self.auditor.random_predictors(self.open(order[0]))
+        self.quick(order)
+        self.examples = examples(self.auditor, self.test, self.store)
+        self.write()
+        self.slow(order[: max(args.n_slow, args.n_again)], order)
+        by_size = sorted(order[: args.n_slow], key=lambda patient: len(self.test[patient].TEM))
+        for patient in by_size[: args.n_ig]:
+            if (patient, 'ig_converged') not in self.store.parts:
+                self.converge(patient)
+        self.write()
+        log(f'done in {(time.time() - self.start) / 60:.1f} minutes')
+
+    def quick(self, order):
+        "Quick methods, bags and attention, for all patients."
+        partner = None
+        for n, patient in enumerate(order):
+            if (patient, 'quick') in self.store.parts:
+                continue
+            case = self.open(patient)
+            partner = partner or self.open(order[n - 1])
+            self.quick_case(patient, case, partner)
+            self.auditor.keep_patients([patient])
+            partner = case
+            if n % 10 == 9:
+                log(f'quick: {n + 1} of {len(order)}')
+                self.write()
+
+    def quick_case(self, patient, case, partner):
+        predictor, group = self.auditor.predictor, self.group(patient)
+        records = audit_case(self.auditor, case, partner, group, QUICK, QUICK, ())
+        for name in AGGREGATORS:
+            for record in bag_scores(self.aggregators[name], case, self.auditor.truth):
+                if (name, record['method']) == ('mean', 'weight'):
+                    continue  # all weights are equal
+                method = f'{record["method"]} ({name})'
+                records.append(dict(record, patient=patient, group=group, method=method))
+        table = self.auditor.instance_table(case)
+        table = table.assign(label=case.label, pred=predictor.classes[predictor.target(case)])
+        self.store.add(patient, 'instances', plain(table.to_dict('records')))
+        self.store.add(patient, 'gaze', [attention_effect(predictor, case)])
+        self.store.add(patient, 'quick', plain(records))
+
+    def slow(self, patients, order):
+        "Slow methods, deletion and insertion, stability and sanity."
+        limits = dict(slow=self.args.n_slow, again=self.args.n_again)
+        for n, patient in enumerate(patients):
+            todo = [part for part, m in limits.items() if n < m and (patient, part) not in self.store.parts]
+            if not todo:
+                continue
+            other, case = order[n - 1 if n else 1], self.open(patient)
+            self.auditor.attributions = self.store.load_maps([patient, other])
+            log(f'{n + 1}: {patient}, {case.n} TEM images, {", ".join(todo)}')
+            if 'slow' in todo:
+                self.slow_case(patient, case)
+            if 'again' in todo:
+                self.repeat_case(patient, case, self.open(other))
+            if 'slow' in todo:
+                info = self.auditor.attributions[patient, 'ig'].info
+                self.store.add(patient, 'ig', [{key: info[key] for key in ('delta', 'difference')}])
+            self.store.save_maps(self.auditor.attributions)
+            self.write()
+
+    def slow_case(self, patient, case):
+        removal = (*QUICK, *SLOW_METHODS, 'edges')
+        records = audit_case(self.auditor, case, None, self.group(patient), SLOW_METHODS, (), removal)
+        self.store.add(patient, 'slow', plain(records))
+
+    def repeat_case(self, patient, case, partner):
+        records = self.auditor.check_stability(case, partner, SLOW_METHODS)
+        records += self.auditor.check_sanity(case, SLOW_METHODS)
+        known = dict(patient=patient, group=self.group(patient))
+        self.store.add(patient, 'again', plain([dict(known, **record) for record in records]))
+
+    def converge(self, patient):
+        "Compare integrated gradients of 16 steps with those of the default settings."
+        case = self.open(patient)
+        self.auditor.attributions = self.store.load_maps([patient])
+        full, quick = attribute(self.auditor.predictor, case, 'ig'), self.auditor.attribution(case, 'ig')
+        records = []
+        for m in case.present:
+            record = dict(patient=patient, modality=m, likeness=rank_similarity(full, quick, m))
+            record['steps'] = full.info['steps']
+            record['miss'] = abs(full.info['delta'] / full.info['difference'])
+            records.append(record)
+        self.store.add(patient, 'ig_converged', plain(records))
+
+    def arguments(self):
+        "The arguments that set how much is measured."
+        names = ('n_slow', 'n_again', 'n_ig', 'seeds', 'seed', 'steps', 'draws')
+        return {key: value for key, value in vars(self.args).items() if key in names}
+
+    def command(self):
+        options = ' '.join(f'--{key} {value}' for key, value in self.arguments().items())
+        name = Path(self.args.json).name
+        threads = torch.get_num_threads()
+        script = f'OMP_NUM_THREADS={threads} python benchmarks/audit.py'
+        return f'{script} {options} --json cmus_fastai/results/{name}'
+
+    def settings(self):
+        fixed = dict(options=OPTIONS, tolerance=15, noise=0.02, target='the predicted class')
+        return self.arguments() | fixed | dict(size=self.auditor.predictor.size)
+
+    def write(self):
+        "Write everything that is finished."
+        store = self.store
+        records = store.records('quick') + store.records('slow') + store.records('again')
+        vs_edges = compare_with([record for record in records if record['check'] in COMPARED_WITH_EDGES])
+        errors = [abs(record['delta'] / record['difference']) for record in store.records('ig')]
+        result = dict(
+            command=self.command(),
+            machine=machine(),
+            data=self.args.name,
+            patients=len(self.test),
+            classes=list(self.test.classes),
+            settings=self.settings(),
+            seconds=round(time.time() - self.start),
+            table=rounded(audit_table(records).reset_index().to_dict('records')),
+            edges=rounded(audit_table(vs_edges).reset_index().to_dict('records')),
+            ig_miss=np.median(errors) if errors else None,
+            ig_converged=store.records('ig_converged'),
+            curves=mean_curves(records),
+            accuracy=self.accuracy,
+            examples=self.examples,
+            instances=rounded(store.records('instances')),
+            gaze=rounded(store.records('gaze')),
+        )
+        write_file(self.args.json, json.dumps(result, default=float).replace('}, {', '},\n{') + '\n')
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--truth', required=True, help='folder with manifest.csv')
+    p.add_argument('--data', help='folder of the test patients (default: --truth)')
+    p.add_argument(
+        '--train', help='folder of the training patients (default: patients of --data not in --tested)'
     )
-    args = {
-        k: v
-        for k, v in vars(a).items()
-        if k in ('n_slow', 'n_again', 'n_ig', 'seeds', 'seed', 'steps', 'draws')
-    }
-    out = dict(
-        command=f'OMP_NUM_THREADS={torch.get_num_threads()} python benchmarks/audit.py '
-        + ' '.join(f'--{k} {v}' for k, v in args.items())
-        + f' --json cmus_fastai/results/{Path(a.json).name}',
-        machine=machine(),
-        data=a.name,
-        patients=len(cohort),
-        classes=list(cohort.classes),
-        settings=dict(
-            args, options=OPTIONS, tolerance=15, noise=0.02, target='the predicted class', size=size
-        ),
-        seconds=round(seconds),
-        table=rounded(t.reset_index().to_dict('records')),
-        edges=rounded(
-            audit_table(
-                against([r for r in records if r['check'] in ('pointing', 'mass', 'deletion', 'insertion')])
-            )
-            .reset_index()
-            .to_dict('records')
-        ),
-        ig_miss=np.median([abs(r['delta'] / r['difference']) for r in kept.of('ig')])
-        if kept.of('ig')
-        else None,
-        ig_converged=kept.of('ig_converged'),
-        curves=curves,
-        accuracy=accuracy,
-        examples=shown,
-        instances=rounded(kept.of('instances')),
-        gaze=rounded(kept.of('gaze')),
-    )
-    tmp = Path(f'{a.json}.part')
-    tmp.write_text(
-        json.dumps(out, indent=None, default=float).replace('}, {', '},\n{') + '\n', encoding='utf-8'
-    )
-    tmp.replace(a.json)
+    p.add_argument('--model', required=True, help='folder of the audited model')
+    p.add_argument('--tested', required=True, help='predictions.csv of the audited model')
+    p.add_argument('--name', help='name of the data (default: name of the folder)')
+    p.add_argument('--cache', help='folder for feature maps (default: memory)')
+    p.add_argument('--work', help='folder for finished parts (default: beside --json)')
+    p.add_argument('--json', required=True, help='file to write')
+    p.add_argument('--n_slow', type=int, default=18, help='patients for slow methods (default: 18)')
+    p.add_argument('--n_again', type=int, default=6, help='patients for their stability (default: 6)')
+    p.add_argument('--n_ig', type=int, default=3, help='patients for exact integrated gradients (default: 3)')
+    p.add_argument('--seeds', type=int, default=2, help='networks from other seeds (default: 2)')
+    p.add_argument('--seed', type=int, default=0, help='of the selection and of all noise (default: 0)')
+    p.add_argument('--steps', type=int, default=6, help='of deletion and insertion (default: 6)')
+    p.add_argument('--draws', type=int, default=2, help='random orders for their chance level (default: 2)')
+    return p.parse_args()
+
+
+def accuracy_of(file):
+    "Accuracy with interval of a table of predictions."
+
+    def is_needed(column):
+        return column in ('patient', 'group', 'label', 'pred') or column.startswith('p_')
+
+    table = pd.read_csv(file, dtype={'patient': str}, usecols=is_needed)
+    return evaluate(table).loc['accuracy'].to_dict()
+
+
+def read_cohorts(args):
+    "Training and test patients."
+    whole = Cohort.read(args.data or args.truth, progress=False)
+    tested = list(pd.read_csv(args.tested, dtype={'patient': str}).patient)
+    if args.train:
+        train = Cohort.read(args.train, progress=False)
+    else:
+        train = whole.subset([patient for patient in whole.df.index if patient not in set(tested)])
+    return train, whole.subset(tested)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--truth', required=True, help='folder with manifest.csv')
-    p.add_argument('--data', help='folder of the test patients; default: --truth')
-    p.add_argument(
-        '--train', help='folder of the training patients; default: those of --data who were not tested'
-    )
-    p.add_argument('--model', required=True)
-    p.add_argument('--tested', required=True, help='predictions.csv')
-    p.add_argument('--name', help='of the data; default: that of the folder')
-    p.add_argument('--cache', help='folder for the maps; default: memory')
-    p.add_argument('--work', help='folder for what is done; default: beside --json')
-    p.add_argument('--json', required=True)
-    p.add_argument('--n_slow', type=int, default=18)
-    p.add_argument('--n_again', type=int, default=6)
-    p.add_argument('--n_ig', type=int, default=3)
-    p.add_argument('--seeds', type=int, default=2, help='other trainings')
-    p.add_argument('--seed', type=int, default=0)
-    p.add_argument('--steps', type=int, default=6)
-    p.add_argument('--draws', type=int, default=2)
-    a = p.parse_args()
+    args = parse()
     warnings.simplefilter('ignore', CohortWarning)
     warnings.simplefilter('ignore', FutureWarning)
-    a.name, work = a.name or Path(a.truth).name, Path(a.work or f'{a.json}.work')
+    args.name = args.name or Path(args.truth).name
+    work = Path(args.work or f'{args.json}.work')
     work.mkdir(parents=True, exist_ok=True)
-    whole, ids = (
-        Cohort.read(a.data or a.truth, progress=False),
-        list(pd.read_csv(a.tested, dtype={'patient': str}).patient),
-    )
-    test = whole.subset(ids)
-    train = (
-        Cohort.read(a.train, progress=False)
-        if a.train
-        else whole.subset([i for i in whole.df.index if i not in set(ids)])
-    )
-    model, config = load_model(a.model)
-    reader, truth = (
-        CasePredictor(
-            model,
-            config['classes'],
-            config['size'],
-            config['resample'],
-            config['info'].get('temperature', 1.0),
-        ),
-        Truth.read(a.truth),
-    )
-    cache, kept, start = FeatureCache(a.cache, n_views=2, progress=False), Kept(work), time.time()
-    new = lambda name, seed, **head: trained(name, seed, head, train, test, config, work, cache)
-    readers = {f'seed {s}': new(f'seed{s}', s) for s in range(1, a.seeds + 1)} | {
-        g: new(g, 0, aggregator=g) for g in AGGREGATORS
-    }
-    accuracy = {
-        'audited': evaluate(
-            pd.read_csv(
-                a.tested,
-                dtype={'patient': str},
-                usecols=lambda c: c in ('patient', 'group', 'label', 'pred') or c.startswith('p_'),
-            )
-        )
-        .loc['accuracy']
-        .to_dict()
-    } | {k: v for k, (_, v) in readers.items()}
-    readers = {k: share_encoders(r, reader) for k, (r, _) in readers.items()}
+    train, test = read_cohorts(args)
+    model, config = load_model(args.model)
+    temperature = config['info'].get('temperature', 1.0)
+    audited = CasePredictor(model, config['classes'], config['size'], config['resample'], temperature)
+    start = time.time()
+    networks = Networks(train, test, config, work, FeatureCache(args.cache, n_views=2, progress=False))
+    trained = {f'seed {s}': networks.get(f'seed{s}', s) for s in range(1, args.seeds + 1)}
+    trained |= {name: networks.get(name, 0, aggregator=name) for name in AGGREGATORS}
+    accuracy = {'audited': accuracy_of(args.tested)} | {name: value for name, (_, value) in trained.items()}
+    predictors = {name: share_encoders(predictor, audited) for name, (predictor, _) in trained.items()}
     auditor = Auditor(
-        reader,
-        truth,
-        tuple(readers[f'seed {s}'] for s in range(1, a.seeds + 1)),
+        audited,
+        GroundTruth.read(args.truth),
+        tuple(predictors[f'seed {s}'] for s in range(1, args.seeds + 1)),
         options=OPTIONS,
-        steps=a.steps,
-        draws=a.draws,
-        seed=a.seed,
+        steps=args.steps,
+        draws=args.draws,
+        seed=args.seed,
     )
-    order = pick(test, None, a.seed)
-    auditor.randoms(reader.open(test[order[0]]))
-    group = lambda i: str(test[i].group)
-    tidy = lambda rs: [{k: (v.item() if isinstance(v, np.generic) else v) for k, v in r.items()} for r in rs]
-    shown = []
-    finish = lambda: write(a, kept, accuracy, test, time.time() - start, reader.size, shown)
-
-    partner = None
-    for n, i in enumerate(order):  # quick methods, bags, gaze: all patients
-        if (i, 'quick') in kept.parts:
-            continue
-        case = reader.open(test[i])
-        partner = partner or reader.open(test[order[n - 1]])
-        records = audit_case(auditor, case, partner, group(i), QUICK, QUICK, ())
-        for g in AGGREGATORS:
-            records += [
-                dict(r, patient=i, group=group(i), method=f'{r["method"]} ({g})')
-                for r in bag_scores(readers[g], case, truth)
-                if (g, r['method']) != ('mean', 'weight')
-            ]
-        t = auditor.instance_table(case)
-        kept.add(
-            i,
-            'instances',
-            tidy(t.assign(label=case.label, pred=reader.classes[reader.target(case)]).to_dict('records')),
-        )
-        kept.add(i, 'gaze', [gaze(reader, case)])
-        kept.add(i, 'quick', tidy(records))
-        auditor.maps, partner = {k: v for k, v in auditor.maps.items() if k[0] == i}, case
-        if n % 10 == 9:
-            say(f'quick: {n + 1} of {len(order)}')
-            finish()
-    shown = examples(auditor, reader, test, kept)
-    finish()
-    for n, i in enumerate(order[: max(a.n_slow, a.n_again)]):
-        todo = [
-            x for x, m in (('slow', a.n_slow), ('again', a.n_again)) if n < m and (i, x) not in kept.parts
-        ]
-        if not todo:
-            continue
-        other, case = order[n - 1 if n else 1], reader.open(test[i])
-        auditor.maps = kept.load([i, other])
-        say(f'{n + 1}: {i}, {case.n} TEM images, {", ".join(todo)}')
-        if 'slow' in todo:
-            kept.add(
-                i, 'slow', tidy(audit_case(auditor, case, None, group(i), SLOW, (), (*QUICK, *SLOW, 'edges')))
-            )
-        if 'again' in todo:
-            partner = reader.open(test[other])
-            kept.add(
-                i,
-                'again',
-                tidy(
-                    [
-                        dict(patient=i, group=group(i), **r)
-                        for r in auditor.stability(case, partner, SLOW) + auditor.sanity(case, SLOW)
-                    ]
-                ),
-            )
-        if 'slow' in todo:
-            kept.add(i, 'ig', [{k: auditor.maps[i, 'ig'].info[k] for k in ('delta', 'difference')}])
-        kept.store(auditor.maps)
-        finish()
-    for i in sorted(order[: a.n_slow], key=lambda i: len(test[i].TEM))[: a.n_ig]:
-        if (i, 'ig_converged') in kept.parts:
-            continue
-        case, auditor.maps = reader.open(test[i]), kept.load([i])
-        full, quick = attribute(reader, case, 'ig'), auditor.map(case, 'ig')
-        kept.add(
-            i,
-            'ig_converged',
-            tidy(
-                [
-                    dict(
-                        patient=i,
-                        modality=m,
-                        likeness=likeness(full, quick, m),
-                        steps=full.info['steps'],
-                        miss=abs(full.info['delta'] / full.info['difference']),
-                    )
-                    for m in case.present
-                ]
-            ),
-        )
-    finish()
-    say(f'done in {(time.time() - start) / 60:.1f} minutes')
+    Audit(args, auditor, test, Store(work), predictors, accuracy, start, []).run()
 
 
 if __name__ == '__main__':
