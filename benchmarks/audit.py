@@ -35,7 +35,8 @@ import pandas as pd
 import torch
 from PIL import Image
 from cmus_fastai.core import MODALITIES, write_file
-from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.evaluation.crossval import Config, read_out, train_config
 from cmus_fastai.evaluation.metrics import evaluate
 from cmus_fastai.explain.attribution import CasePredictor, attention, attribute, encoders, picture

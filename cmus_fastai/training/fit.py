@@ -112,7 +112,7 @@ def config_learner(
     compute:ComputeConfig=ComputeConfig(),  # Precision, compilation, chunk
 ) -> CMUSLearner:                           # Not trained yet
     "A Learner for a configuration, with its loss, its heads and its choice of the best epoch."
-    smoothing = {} if config.ordinal else presets[config.preset]['loss']  # smoothed labels ignore the order
+    smoothing = {} if config.ordinal else presets[config.preset].loss  # smoothed labels ignore the order
     loss, callbacks = make_loss(config.loss, **smoothing)
     learn = cmus_learner(
         dls, config.backbone, config.weights, config.preset, seed=seed, lr=config.lr, loss_func=loss,
