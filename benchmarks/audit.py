@@ -1,6 +1,6 @@
 """Audit of the explanations of a trained model, on a phantom or on real micrographs with annotations.
 
-The model is one that `cmus_demo` has trained (--model); its test patients are those of its table of
+The model is one that `cmus demo` has trained (--model); its test patients are those of its table of
 predictions (--tested). The same network is trained from other seeds, and with other aggregators, on the other
 patients. Attention, Grad-CAM and everything about bags is computed for all test patients. Methods that run
 the network many times are computed for --n_slow of them, in turn from each class, and their stability and
@@ -12,10 +12,10 @@ fewest images, the map is compared with that of the default settings, which add 
 Finished parts are kept in --work. The same command resumes after an interruption, and continues if more
 patients are asked for.
 
-    cmus_demo --out demo
+    cmus demo --out demo
     OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model \\
         --tested demo/predictions.csv --json cmus_fastai/results/audit_phantom.json
-    cmus_demo --data real_micrographs/train --test real_micrographs/test --out real
+    cmus demo --data real_micrographs/train --test real_micrographs/test --out real
     OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train \\
         --data real_micrographs/test --model real/model --tested real/predictions.csv \\
         --json cmus_fastai/results/audit_real.json
@@ -37,7 +37,8 @@ from PIL import Image
 from cmus_fastai.core import MODALITIES, write_file
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.check import CohortWarning
-from cmus_fastai.evaluation.crossval import Config, read_out, train_config
+from cmus_fastai.training.config import ComputeConfig, TrainConfig
+from cmus_fastai.training.fit import predict_outputs, train_model
 from cmus_fastai.evaluation.metrics import evaluate
 from cmus_fastai.explain.attribution import CasePredictor, attention, attribute, encoders, picture
 from cmus_fastai.explain.audit import (
@@ -136,9 +137,10 @@ class Networks:
 
     def _train(self, name, folder, seed, head):
         size = self.config['size']
-        config = Config(size=size, head=head)
-        learn = train_config(config, self.train, seed=seed, cache=self.cache, num_workers=0)
-        accuracy = evaluate(read_out(learn, self.test)[0]['fusion']).loc['accuracy'].to_dict()
+        config = TrainConfig(size=size, head=head)
+        compute = ComputeConfig(num_workers=0, progress=False)
+        learn = train_model(config, self.train, seed=seed, cache=self.cache, compute=compute)
+        accuracy = evaluate(predict_outputs(learn, self.test).fusion).loc['accuracy'].to_dict()
         save_model(learn.model, folder, list(learn.dls.vocab), size, accuracy=accuracy)
         log(f'trained {name}')
 

@@ -5,7 +5,7 @@ epoch includes its validation:
   end to end  all encoders trained
   frozen      `learn.freeze()`: the encoders read every image in every epoch, but have no backward pass
   disk        frozen, `cache=FeatureCache(folder)`: maps are read from files
-  disk, 16    likewise, sixteen patients in a batch of maps, as `cmus_demo` and `cmus_train` take them
+  disk, 16    likewise, sixteen patients in a batch of maps, as `cmus demo` and `cmus train` take them
   memory      frozen, `cache=FeatureCache()`: maps are in memory
 The first two are timed on a share of the epoch's images (--share; column "timed") and scaled, first batch
 and starting workers apart. "fill" is
