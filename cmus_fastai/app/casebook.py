@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -368,14 +368,14 @@ def explain(
     hidden, dropped = _in_order(hidden, dropped)
     full_probs = self.predictor.probs(self.case(patient))
     case = self.masked_case(patient, hidden, dropped)
-    target = self._target_name(patient, target)
-    attribution, notes = self._find_overlay(patient, hidden, dropped, overlay, target, wait)
-    outputs = self._find_outputs(patient, hidden, dropped, target)
+    explained = self._target_name(patient, target)
+    attribution, notes = self._find_overlay(patient, hidden, dropped, overlay, explained, wait)
+    outputs = self._find_outputs(patient, hidden, dropped, explained)
     notes = [*self._find_problems(patient), *notes]
     temperature = self.predictor.temperature['fusion']
     return Explanation(
         case, hidden, dropped, outputs.probs, full_probs, outputs.instances, outputs.shapley,
-        target, overlay, attribution, temperature, notes,
+        explained, overlay, attribution, temperature, notes,
     )  # fmt: skip
 
 # %% ../../nbs/app/00_casebook.ipynb #c051
@@ -577,7 +577,8 @@ def case_images(
     tem_maps = [None] * case.n
     if attribution is not None and attribution.method != 'attention':
         tem_maps = attribution.TEM
-    images = dict(OM=None, IM=None, TEM=[_case_image(x, a, attribution) for x, a in zip(tem[0], tem_maps)])
+    bag = [_case_image(x, values, attribution) for x, values in zip(tem[0], tem_maps)]
+    images: dict[str, Any] = dict(OM=None, IM=None, TEM=bag)
     for modality, image in (('OM', om), ('IM', im)):
         if case.names[modality]:
             images[modality] = _case_image(image[0], getattr(attribution, modality, None), attribution)
@@ -885,7 +886,7 @@ def opacity_html(
 
 # %% ../../nbs/app/00_casebook.ipynb #c117
 _MAX_DRAWN = 16
-_PLAIN = dict(parse_math=False)  # a dollar sign in a name is a dollar sign
+_PLAIN: dict[str, Any] = dict(parse_math=False)  # a dollar sign in a name is a dollar sign
 
 # %% ../../nbs/app/00_casebook.ipynb #c118
 def _draw_probabilities(ax: Axes, e: Explanation):

@@ -430,9 +430,15 @@ def _predict_all(self: CaseExplorer):
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
     n_patients = len(self.book.cohort)
-    for number in self.book.predict_all():
-        self.cohort_line.value = status_html(f'{number} of {n_patients} patients predicted …', busy=True)
-        await asyncio.sleep(0.01)
+    try:
+        for number in self.book.predict_all():
+            text = f'{number} of {n_patients} patients predicted …'
+            self.cohort_line.value = status_html(text, busy=True)
+            await asyncio.sleep(0.01)
+    except Exception as error:  # e.g. out of memory; a background task would report it nowhere else
+        self.cohort_line.value = status_html(f'Prediction stopped: {error}')
+        self.predict_button.disabled = False
+        raise
     with self._silently():
         chosen = self.filter.value
         self.filter.options = self.book.filters()
