@@ -243,7 +243,7 @@ def fold_arguments(
     say(cohort.report())
     cache = new_cache(command.train, command.compute, command.cache)
     return cohort, dict(k=folds.k, repeats=folds.repeats, seed=folds.seed, given=given, cache=cache,
-                        compute=command.compute)
+                        compute=command.compute, inputs=[data.data, data.test, command.cache])
 
 # %% ../nbs/cli/00_cli.ipynb #c021
 StudyName = Literal['comparison', 'aggregators', 'late', 'ablation', 'thresholds', 'losses']
@@ -331,17 +331,15 @@ class Explore:
     """
     model:tyro.conf.Positional[str]      # Folder of a saved model
     data:tyro.conf.Positional[str]       # Folder or table of patients
-    predictions:str | None = None        # Show only the patients of this table
-    truth:str | None = None              # Manifest with masks of the evidence, to show them
-    out:str = 'cases'                    # Folder for saved cases
-    port:int = 8866                      # Of the local server
-    browser:bool = True                  # Open the browser
+    predictions:str | None = None        # Predictions of these patients, a CSV file of `cmus demo`
+    out:str = '.'                        # Existing folder for saved files
+    port:int = 8866                      # Port; if it is taken, one near it
+    browser:bool = True                  # Open the address in the browser
 
     def run(self):
         "Serve the explorer until it is stopped."
         from cmus_fastai.app.server import serve_explorer
-        serve_explorer(self.model, self.data, predictions=self.predictions, truth=self.truth, out=self.out,
-                       port=self.port, open_browser=self.browser)
+        serve_explorer(self.model, self.data, self.predictions, self.out, self.port, self.browser)
 
 # %% ../nbs/cli/00_cli.ipynb #c027
 Command = (

@@ -240,7 +240,9 @@ def format_number(
     "A number for a table, with a true minus sign."
     if x is None or not math.isfinite(x):
         return '–'
-    text = f'{x:+.{digits}f}' if sign and x != 0 else f'{x:.{digits}f}'
+    text = f'{x:+.{digits}f}' if sign else f'{x:.{digits}f}'
+    if float(text) == 0:
+        text = text.lstrip('+-')  # what rounds to zero has no sign
     return text.replace('-', '−')
 
 # %% ../nbs/core/00_core.ipynb #c037
@@ -261,13 +263,18 @@ def _templates() -> jinja2.Environment:
     "The environment of all templates; every variable is escaped."
     loader = jinja2.PackageLoader('cmus_fastai', 'templates')
     engine = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=_writable,
     )
     engine.filters.update(number=format_number, clean=clean_text)
     engine.globals.update(interval=format_interval, count=count_noun)
     return engine
 
 # %% ../nbs/core/00_core.ipynb #c041
+def _writable(value):
+    "A value of a template, as text that can be written."
+    return clean_text(value) if isinstance(value, str) and not hasattr(value, '__html__') else value
+
 def clean_text(
     x,  # Anything that came from data
 ) -> str:

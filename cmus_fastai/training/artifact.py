@@ -89,7 +89,7 @@ def load_model(
     for f in ('config.json', 'model.safetensors'):
         if not (path / f).is_file():
             raise FileNotFoundError(
-                f"{path} is not a saved model: {f} is missing. Give the folder that save_model or cmus_demo wrote."
+                f"{path} is not a saved model: {f} is missing. Give the folder that save_model or `cmus demo` wrote."
             )
     config = json.loads((path / 'config.json').read_text(encoding='utf-8'))
     if config.get('format') != 'cmus_fastai model 1':
