@@ -72,14 +72,14 @@ class SlotKind(NamedTuple):
     tensor: type  # Images
     background: tuple[int, int, int]  # RGB
 
-
+# %% ../../nbs/data/05_bag.ipynb #c017
 SLOT_KINDS = {
     'OM': SlotKind(OMSlot, TensorOM, (255, 255, 255)),
     'IM': SlotKind(IMSlot, TensorIM, (0, 0, 0)),
     'TEM': SlotKind(TEMBag, TensorTEM, (255, 255, 255)),
 }
 
-# %% ../../nbs/data/05_bag.ipynb #c017
+# %% ../../nbs/data/05_bag.ipynb #c018
 class LoadSlot(Transform):
     "Read the image or images of one modality of one case."
 
@@ -109,7 +109,7 @@ class LoadSlot(Transform):
         pixels = np.stack(images) if images else np.zeros((0, self.size, self.size, 3), np.uint8)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
-# %% ../../nbs/data/05_bag.ipynb #c023
+# %% ../../nbs/data/05_bag.ipynb #c024
 def _pad_bag(
     bag: TEMBag,  # Images [n,3,H,W] and mask [n]
     length: int,  # Wanted number of images
@@ -123,7 +123,7 @@ def _pad_bag(
     padded_mask[:n] = mask
     return TEMBag(padded, padded_mask)
 
-# %% ../../nbs/data/05_bag.ipynb #c024
+# %% ../../nbs/data/05_bag.ipynb #c025
 def pad_bags(
     samples: list,  # Samples, as a DataLoader collects them before it collates them
 ) -> list:  # Samples of the same type
@@ -135,7 +135,7 @@ def pad_bags(
 
     return [type(sample)(pad(x) for x in sample) for sample in samples]
 
-# %% ../../nbs/data/05_bag.ipynb #c027
+# %% ../../nbs/data/05_bag.ipynb #c028
 def _draw_normal(
     images: torch.Tensor,  # [...,3,H,W]
     std: float,  # Standard deviation
@@ -145,7 +145,7 @@ def _draw_normal(
     shape = (*images.shape[:-3], channels, 1, 1)
     return std * torch.randn(*shape, device=images.device, dtype=images.dtype)
 
-# %% ../../nbs/data/05_bag.ipynb #c028
+# %% ../../nbs/data/05_bag.ipynb #c029
 def _vary_stain(
     images: torch.Tensor,  # [...,3,H,W] in [0,1]
     std: float,  # Standard deviation of the log scale; that of the shift is half of it
@@ -158,7 +158,7 @@ def _vary_stain(
     shift = _draw_normal(images, std / 2, 3)
     return (-(density * scale + shift)).exp().clamp(0, 1)
 
-# %% ../../nbs/data/05_bag.ipynb #c029
+# %% ../../nbs/data/05_bag.ipynb #c030
 def _vary_light(
     images: torch.Tensor,  # [...,3,H,W] in [0,1]
     brightness: float,  # Standard deviation of the shift
@@ -171,7 +171,7 @@ def _vary_light(
     offset = 0.5 - 0.5 * gain + _draw_normal(images, brightness)
     return torch.addcmul(offset, images, gain).clamp_(0, 1)
 
-# %% ../../nbs/data/05_bag.ipynb #c030
+# %% ../../nbs/data/05_bag.ipynb #c031
 def _apply_symmetry(
     images: torch.Tensor,  # [...,H,W], squares
     number: int,  # 0 to 7: bit 0 flips columns, bit 1 flips rows, bit 2 then transposes
@@ -181,7 +181,7 @@ def _apply_symmetry(
     flipped = images.flip(flipped_dims)
     return flipped.transpose(-1, -2) if number & 4 else flipped
 
-# %% ../../nbs/data/05_bag.ipynb #c031
+# %% ../../nbs/data/05_bag.ipynb #c032
 def _draw_symmetries(
     images: torch.Tensor,  # [...,3,H,W], squares
 ) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _draw_symmetries(
         out[chosen] = _apply_symmetry(flat[chosen], number)
     return out.view_as(images)
 
-# %% ../../nbs/data/05_bag.ipynb #c032
+# %% ../../nbs/data/05_bag.ipynb #c033
 class Augment(Transform):
     "Random flips, right-angle turns, brightness, contrast and stain for every image; training only."
 
@@ -228,7 +228,7 @@ class Augment(Transform):
     def _vary(self, x):
         return _vary_light(self._turn(x), self.brightness, self.contrast)
 
-# %% ../../nbs/data/05_bag.ipynb #c037
+# %% ../../nbs/data/05_bag.ipynb #c038
 def bucket_order(
     idxs: list[int],  # Patients by number, in random order
     sizes: Sequence[int],  # Bag size of each patient, by number
@@ -247,7 +247,7 @@ def bucket_order(
     rest = idxs[n_whole:]
     return [i for batch in [*batches, rest] for i in batch]
 
-# %% ../../nbs/data/05_bag.ipynb #c042
+# %% ../../nbs/data/05_bag.ipynb #c043
 def _show_image(
     ax,  # Axes
     image: torch.Tensor,  # [3,H,W] in [0,1]
@@ -256,7 +256,7 @@ def _show_image(
     plain = image.as_subclass(torch.Tensor)
     ax.imshow(plain.permute(1, 2, 0).clamp(0, 1).cpu())
 
-# %% ../../nbs/data/05_bag.ipynb #c043
+# %% ../../nbs/data/05_bag.ipynb #c044
 def _bag_title(
     n: int,  # Images in the bag
     room: int,  # Images that can be shown
@@ -266,7 +266,7 @@ def _bag_title(
         return 'no TEM'
     return count_noun(n, 'TEM image') + (f', {room} shown' if n > room else '')
 
-# %% ../../nbs/data/05_bag.ipynb #c044
+# %% ../../nbs/data/05_bag.ipynb #c045
 def show_case(
     axs,  # A row of Axes: OM, IM, then the bag
     om: tuple,  # Image [3,H,W] in [0,1], and whether it is real
@@ -291,7 +291,7 @@ def show_case(
     axs[0].set_title(title, fontsize=9, loc='left')
     bag_axs[0].set_title(_bag_title(n, len(bag_axs)), fontsize=9, loc='left')
 
-# %% ../../nbs/data/05_bag.ipynb #c045
+# %% ../../nbs/data/05_bag.ipynb #c046
 def _repad(
     bags: TEMBag,  # Padded tensors, or lists of bags of unequal length
 ) -> TEMBag:  # Padded tensors: images [B,N,3,H,W] and mask [B,N]
@@ -303,11 +303,11 @@ def _repad(
     padded = [_pad_bag(TEMBag(*bag), length) for bag in zip(images, masks)]
     return TEMBag(torch.stack([bag[0] for bag in padded]), torch.stack([bag[1] for bag in padded]))
 
-# %% ../../nbs/data/05_bag.ipynb #c046
+# %% ../../nbs/data/05_bag.ipynb #c047
 class CaseBatch(fastuple):
     "The inputs of a batch, for fastai's dispatch: OM, IM and TEM slots."
 
-# %% ../../nbs/data/05_bag.ipynb #c047
+# %% ../../nbs/data/05_bag.ipynb #c048
 class TriModalDL(TfmdDL):
     "A fastai DataLoader that shows one row per patient, and can bring bags of similar size together."
 
@@ -332,7 +332,7 @@ class TriModalDL(TfmdDL):
             return idxs
         return bucket_order(idxs, [len(item.TEM) for item in self.dataset.items], self.bs, self.rng)
 
-# %% ../../nbs/data/05_bag.ipynb #c048
+# %% ../../nbs/data/05_bag.ipynb #c049
 @patch
 def _pre_show_batch(self: TriModalDL, b: tuple, max_n: int = 9) -> tuple:
     "Inputs, targets and samples of a batch, for fastai's `show_batch`, `show_results` and interpretation."
@@ -344,7 +344,7 @@ def _pre_show_batch(self: TriModalDL, b: tuple, max_n: int = 9) -> tuple:
     samples = L(zip(*per_slot, *names))[:max_n]
     return CaseBatch(*inputs), (targets[0] if targets else None), samples
 
-# %% ../../nbs/data/05_bag.ipynb #c049
+# %% ../../nbs/data/05_bag.ipynb #c050
 @patch
 def show_batch(
     self: TriModalDL,
@@ -367,12 +367,12 @@ def show_batch(
     columns = 2 + max_tem
     fig, axs = plt.subplots(n, columns, figsize=(1.35 * columns, 1.6 * n), squeeze=False, dpi=80)
     for i in range(n):
-        slots = [(images[i], mask[i]) for images, mask in (om, im, tem)]
-        show_case(axs[i], *slots, title=titles[i], captions=captions[i] if captions else None)
+        one_om, one_im, one_tem = ((images[i], mask[i]) for images, mask in (om, im, tem))
+        show_case(axs[i], one_om, one_im, one_tem, titles[i], captions[i] if captions else None)
     fig.tight_layout(pad=0.4)
     return None
 
-# %% ../../nbs/data/05_bag.ipynb #c050
+# %% ../../nbs/data/05_bag.ipynb #c051
 @patch
 def show_results(
     self: TriModalDL,
@@ -393,7 +393,7 @@ def show_results(
         titles = predicted
     return self.show_batch(b, max_n=max_n, titles=titles, **kwargs)
 
-# %% ../../nbs/data/05_bag.ipynb #c052
+# %% ../../nbs/data/05_bag.ipynb #c053
 class AsSlots(ItemTransform):
     "Make slots again of slots that came back from pinned memory as lists."
 
@@ -408,7 +408,7 @@ class AsSlots(ItemTransform):
 
         return tuple(as_slot(x) for x in b)
 
-# %% ../../nbs/data/05_bag.ipynb #c053
+# %% ../../nbs/data/05_bag.ipynb #c054
 def TriModalBlock(
     size: int = 224,  # Side of the square images in px (published: 224)
     resample: str = 'bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
@@ -421,7 +421,7 @@ def TriModalBlock(
     )
     return tuple(TransformBlock(type_tfms=LoadSlot(m, size, resample), **shared) for m in MODALITIES)
 
-# %% ../../nbs/data/05_bag.ipynb #c054
+# %% ../../nbs/data/05_bag.ipynb #c055
 @patch
 def datablock(
     self: Cohort,
@@ -440,7 +440,7 @@ def datablock(
         batch_tfms=Augment() if augment is True else (augment or None),
     )
 
-# %% ../../nbs/data/05_bag.ipynb #c056
+# %% ../../nbs/data/05_bag.ipynb #c057
 def _choose_n_workers(
     rows: Iterable[pd.Series],  # Patients
 ) -> int:
@@ -448,14 +448,14 @@ def _choose_n_workers(
     n_images = sum(len(images_of(row)) for row in rows)
     return 0 if n_images < 300 or defaults.cpus < 2 else min(8, defaults.cpus)
 
-# %% ../../nbs/data/05_bag.ipynb #c057
+# %% ../../nbs/data/05_bag.ipynb #c058
 def _is_gpu(
     device: str | torch.device | None,  # `None`: fastai's default
 ) -> bool:
     "Whether batches go to a GPU with CUDA."
     return torch.device(device or default_device()).type == 'cuda'
 
-# %% ../../nbs/data/05_bag.ipynb #c058
+# %% ../../nbs/data/05_bag.ipynb #c059
 def _separate_validation(
     cohort: Cohort,  # Training patients
     valid: float | Cohort,  # Share of them, or a cohort of its own
@@ -471,7 +471,7 @@ def _separate_validation(
         return cohort, check_same_classes(cohort, valid)
     return cohort.split(test=valid, seed=seed)
 
-# %% ../../nbs/data/05_bag.ipynb #c059
+# %% ../../nbs/data/05_bag.ipynb #c060
 @patch
 def dataloaders(
     self: Cohort,
@@ -499,13 +499,13 @@ def dataloaders(
     dls.reading = dict(size=size, resample=resample, num_workers=num_workers)
     return dls
 
-# %% ../../nbs/data/05_bag.ipynb #c064
+# %% ../../nbs/data/05_bag.ipynb #c065
 @patch(as_prop=True)
 def iloc(self: Cohort):
     "The rows by position; fastai's `test_dl` asks a table for its first row in this way."
     return self.df.iloc
 
-# %% ../../nbs/data/05_bag.ipynb #c069
+# %% ../../nbs/data/05_bag.ipynb #c070
 _UNSAFE_IN_NAMES = re.compile(
     r'''
       [^\w .()+=@,-]                                # a character that some file systems refuse
@@ -515,7 +515,7 @@ _UNSAFE_IN_NAMES = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-# %% ../../nbs/data/05_bag.ipynb #c070
+# %% ../../nbs/data/05_bag.ipynb #c071
 def _safe_names(
     names: dict[str, str],  # Key → wished name
 ) -> dict[str, str]:  # Key → name
@@ -528,7 +528,7 @@ def _safe_names(
         safe[key] = name if unchanged else f'{name}~{digest(os.fsencode(key), size=6)}'
     return safe
 
-# %% ../../nbs/data/05_bag.ipynb #c072
+# %% ../../nbs/data/05_bag.ipynb #c073
 class _ImageKey(NamedTuple):
     "Which image a copy is made of."
 
@@ -536,19 +536,19 @@ class _ImageKey(NamedTuple):
     slot: str  # 'OM', 'IM' or 'TEM'
     source: Path
 
-# %% ../../nbs/data/05_bag.ipynb #c073
+# %% ../../nbs/data/05_bag.ipynb #c074
 def _image_keys(row: pd.Series) -> list[_ImageKey]:
     "The images of one case."
     keys = [_ImageKey(row.name, slot, row[slot]) for slot in ('OM', 'IM') if row[slot] is not None]
     return keys + [_ImageKey(row.name, 'TEM', path) for path in row.TEM]
 
-# %% ../../nbs/data/05_bag.ipynb #c074
+# %% ../../nbs/data/05_bag.ipynb #c075
 def _copy_stem(key: _ImageKey) -> str:
     "The name of the original without its suffix, with its modality in front."
     says_slot = (slot_of(key.source.name) or '').startswith(key.slot)
     return key.source.stem if says_slot else f'{key.slot}_{key.source.stem}'
 
-# %% ../../nbs/data/05_bag.ipynb #c075
+# %% ../../nbs/data/05_bag.ipynb #c076
 def _copy_names(
     cohort: Cohort,
 ) -> dict[_ImageKey, str]:  # Image → name of its copy below the folder
@@ -566,7 +566,7 @@ def _copy_names(
             names[key] = f'{folder}/{stems[text]}.png'
     return names
 
-# %% ../../nbs/data/05_bag.ipynb #c076
+# %% ../../nbs/data/05_bag.ipynb #c077
 class _CopySettings(NamedTuple):
     "How copies are made."
 
@@ -577,13 +577,13 @@ class _CopySettings(NamedTuple):
 
 _write_lock = Lock()  # writing changes the permissions mask of the whole process for a moment
 
-# %% ../../nbs/data/05_bag.ipynb #c077
+# %% ../../nbs/data/05_bag.ipynb #c078
 def _write_locked(path: Path, content: str | bytes) -> None:
     "Write a file whole or not at all, one thread after the other."
     with _write_lock:
         write_file(path, content)
 
-# %% ../../nbs/data/05_bag.ipynb #c078
+# %% ../../nbs/data/05_bag.ipynb #c079
 def _write_copy(
     key: _ImageKey,
     target: Path,  # The copy
@@ -599,18 +599,18 @@ def _write_copy(
     _write_locked(target, png.getvalue())
     return dict(copy=digest(png.getvalue()), bytes=len(png.getvalue()))
 
-# %% ../../nbs/data/05_bag.ipynb #c079
+# %% ../../nbs/data/05_bag.ipynb #c080
 def _is_current(
-    note: dict | None,  # What `resized.json` says about the copy
+    note: dict,  # What `resized.json` says about the copy
     made_from: dict,  # digest, size and resample of the copy that is wanted
     target: Path,  # The copy
 ) -> bool:
     "Whether a complete copy of these bytes in this size is there."
-    if not note or any(note[field] != value for field, value in made_from.items()):
+    if any(note[field] != value for field, value in made_from.items()):
         return False
     return target.is_file() and target.stat().st_size == note['bytes']
 
-# %% ../../nbs/data/05_bag.ipynb #c080
+# %% ../../nbs/data/05_bag.ipynb #c081
 def _copy_image(
     key: _ImageKey,
     name: str,  # Of the copy, below the folder
@@ -622,7 +622,7 @@ def _copy_image(
     target = settings.folder / name
     now = known_digest or digest(key.source.read_bytes())
     made_from = dict(digest=now, size=settings.size, resample=settings.resample)
-    if _is_current(note, made_from, target):
+    if note and _is_current(note, made_from, target):
         return note
     if note and note['digest'] != now and note['source'] != str(key.source):
         raise ValueError(
@@ -632,7 +632,7 @@ def _copy_image(
         raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
     return dict(source=str(key.source), **made_from, **_write_copy(key, target, settings))
 
-# %% ../../nbs/data/05_bag.ipynb #c081
+# %% ../../nbs/data/05_bag.ipynb #c082
 def _check_folder(
     folder: Path,  # Where the copies go
     sources: Iterable[Path],  # The originals
@@ -650,7 +650,7 @@ def _check_folder(
             'so that no file of yours is replaced'
         )
 
-# %% ../../nbs/data/05_bag.ipynb #c082
+# %% ../../nbs/data/05_bag.ipynb #c083
 def _load_notes(
     folder: Path,  # Folder of all copies
 ) -> dict[str, dict]:  # Name of a copy → what is known about it
@@ -665,12 +665,12 @@ def _load_notes(
             f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c083
+# %% ../../nbs/data/05_bag.ipynb #c084
 def _save_notes(folder: Path, notes: dict[str, dict]) -> None:
     "Write `resized.json`."
     _write_locked(folder / 'resized.json', json.dumps(dict(copies=notes)))
 
-# %% ../../nbs/data/05_bag.ipynb #c084
+# %% ../../nbs/data/05_bag.ipynb #c085
 class _Job(NamedTuple):
     "A copy to be made."
 
@@ -678,7 +678,7 @@ class _Job(NamedTuple):
     name: str  # Of the copy, below the folder
     make: Callable[[], dict]  # Returns the note
 
-# %% ../../nbs/data/05_bag.ipynb #c085
+# %% ../../nbs/data/05_bag.ipynb #c086
 def _note_of(
     job: _Job,
     future: Future,  # The job's result
@@ -692,7 +692,7 @@ def _note_of(
             'Fix this and call resized again: finished copies are kept'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c086
+# %% ../../nbs/data/05_bag.ipynb #c087
 def _make_copies(
     pool: Executor,  # Runs the jobs
     jobs: list[_Job],
@@ -718,7 +718,7 @@ def _make_copies(
         if n_unsaved:
             _save_notes(folder, notes)
 
-# %% ../../nbs/data/05_bag.ipynb #c087
+# %% ../../nbs/data/05_bag.ipynb #c088
 def _cohort_of_copies(
     cohort: Cohort,  # Of the originals
     folder: Path,  # Folder of all copies
@@ -736,7 +736,7 @@ def _cohort_of_copies(
     digests = {folder / name: notes[name]['copy'] for name in names.values()}
     return Cohort(df, cohort.classes, cohort.findings, folder, cohort.name, digests, cohort.leaky)
 
-# %% ../../nbs/data/05_bag.ipynb #c088
+# %% ../../nbs/data/05_bag.ipynb #c089
 @patch
 def resized(
     self: Cohort,

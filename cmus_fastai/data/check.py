@@ -9,7 +9,6 @@ __all__ = ['FIXES', 'Problem', 'Problems', 'CohortError', 'CohortWarning']
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 import pandas as pd
-from fastcore.basics import patch
 
 # %% ../../nbs/data/02_check.ipynb #c009
 @dataclass(frozen=True)
@@ -100,22 +99,26 @@ class Problems(list):
         "The findings for which an image, a patient or a folder was left out."
         return Problems(p for p in self if p.action.startswith('left out'))
 
-# %% ../../nbs/data/02_check.ipynb #c016
-@patch
-def frame(self: Problems) -> pd.DataFrame:  # One row per problem
-    "The findings as a table."
-    columns = [f.name for f in fields(Problem)]
-    return pd.DataFrame([astuple(p) for p in self], columns=columns, dtype=object)
+    def frame(self) -> pd.DataFrame:  # One row per problem
+        "The findings as a table."
+        columns = [f.name for f in fields(Problem)]
+        return pd.DataFrame([astuple(p) for p in self], columns=columns, dtype=object)
 
-# %% ../../nbs/data/02_check.ipynb #c017
-@patch
-def text(
-    self: Problems,
-    limit: int | None = 8,  # Lines for each kind; `None` for all
+    def text(
+        self,
+        limit: int | None = 8,  # Lines for each kind; `None` for all
+    ) -> str:
+        "The findings as text: by kind, its fix once, then patient, file and what was done."
+        return _format_problems(self, limit)
+
+# %% ../../nbs/data/02_check.ipynb #c016
+def _format_problems(
+    problems: list[Problem],
+    limit: int | None,  # Lines for each kind; `None` for all
 ) -> str:
-    "The findings as text: by kind, its fix once, then patient, file and what was done."
+    "The text of `Problems.text`."
     by_kind: dict[str, list[Problem]] = {}
-    for problem in self:
+    for problem in problems:
         by_kind.setdefault(problem.kind, []).append(problem)
     lines = []
     for kind in sorted(by_kind, key=lambda kind: kind != 'leak'):  # the most serious kind comes first
@@ -126,13 +129,13 @@ def text(
             lines.append(f'  … and {len(found) - limit} more')
     return '\n'.join(lines)
 
-# %% ../../nbs/data/02_check.ipynb #c018
+# %% ../../nbs/data/02_check.ipynb #c017
 def _line(problem: Problem) -> str:
     "One finding as one line."
     parts = (problem.patient, problem.file, problem.what, problem.action)
     return '  ' + ' | '.join(part for part in parts if part)
 
-# %% ../../nbs/data/02_check.ipynb #c024
+# %% ../../nbs/data/02_check.ipynb #c023
 class CohortError(ValueError):
     "The cohort cannot be used; `problems` holds the findings behind it."
 
@@ -145,6 +148,6 @@ class CohortError(ValueError):
         details = self.problems.text(limit=None)
         super().__init__(f'{message}\n{details}' if details else message)
 
-# %% ../../nbs/data/02_check.ipynb #c025
+# %% ../../nbs/data/02_check.ipynb #c024
 class CohortWarning(UserWarning):
     "Something was left out of a cohort, or its splits leak; the report has the details."

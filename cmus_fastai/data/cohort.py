@@ -255,10 +255,10 @@ def _read_folder(
         if _has_slot_image([file], drafts.prefixes):
             drafts.report('misplaced', 'an image outside any patient folder', 'left out: image', file=file)
 
-# %% ../../nbs/data/04_cohort.ipynb #c036
+# %% ../../nbs/data/04_cohort.ipynb #c038
 _MISSING = ['', 'NA', 'N/A', '#N/A', 'nan', 'NaN', 'null', '<NA>']
 
-# %% ../../nbs/data/04_cohort.ipynb #c037
+# %% ../../nbs/data/04_cohort.ipynb #c039
 def _read_text(path: Path) -> str:
     "The content of a CSV file."
     try:
@@ -271,7 +271,7 @@ def _read_text(path: Path) -> str:
         )
     return text
 
-# %% ../../nbs/data/04_cohort.ipynb #c038
+# %% ../../nbs/data/04_cohort.ipynb #c040
 def _read_csv(
     path: Path,  # Separated by commas, semicolons or tabs
 ) -> pd.DataFrame:
@@ -290,7 +290,7 @@ def _read_csv(
         raise CohortError(f'{path.name}: its lines have more fields than its header has names')
     return df
 
-# %% ../../nbs/data/04_cohort.ipynb #c039
+# %% ../../nbs/data/04_cohort.ipynb #c041
 def _cell_text(
     cell,  # Any value of a table
 ) -> str | None:
@@ -301,27 +301,28 @@ def _cell_text(
         cell = int(cell)  # whole numbers that a missing neighbour turned into floats
     return str(cell).strip() or None
 
-# %% ../../nbs/data/04_cohort.ipynb #c040
+# %% ../../nbs/data/04_cohort.ipynb #c042
 def _cell_paths(
     cell,  # A list, or text with paths separated by | or ;
     base: Path,  # Folder that relative paths start from
 ) -> list[Path]:
     "A cell as a list of paths."
     if isinstance(cell, (list, tuple, np.ndarray)):
-        names = [_cell_text(x) for x in cell]
+        parts = [_cell_text(x) or '' for x in cell]
     else:
         text = _cell_text(cell) or ''
-        names = text.split('|' if '|' in text else ';')
+        parts = text.split('|' if '|' in text else ';')
+    names = [part.strip() for part in parts]
     paths = []
-    for name in filter(None, (name.strip() for name in names if name)):
+    for name in filter(None, names):
         written_on_windows = os.sep == '/' and not (base / name).exists()
         paths.append(base / (name.replace('\\', '/') if written_on_windows else name))
     return paths
 
-# %% ../../nbs/data/04_cohort.ipynb #c041
+# %% ../../nbs/data/04_cohort.ipynb #c043
 _FIELDS = ('patient', 'label', 'group', 'split', 'path', 'modality')
 
-# %% ../../nbs/data/04_cohort.ipynb #c042
+# %% ../../nbs/data/04_cohort.ipynb #c044
 def _slot_of_word(
     word,  # Name of a column, or a modality cell
     prefixes: Mapping,  # Slot → prefixes
@@ -334,14 +335,14 @@ def _slot_of_word(
     }
     return words.get((word or '').strip('_- ').lower())
 
-# %% ../../nbs/data/04_cohort.ipynb #c043
+# %% ../../nbs/data/04_cohort.ipynb #c045
 class _Columns(NamedTuple):
     "Where a table holds what."
 
     fields: dict  # One of `_FIELDS` → column
     slots: dict  # Column → slot; empty if the table has one row per image
 
-# %% ../../nbs/data/04_cohort.ipynb #c044
+# %% ../../nbs/data/04_cohort.ipynb #c046
 def _named_columns(
     columns: Mapping,  # Field → the table's name for it, as the user gave it
     by_name: Mapping,  # Lower-case name → column
@@ -362,7 +363,7 @@ def _named_columns(
             found.slots[column] = slot
     return found
 
-# %% ../../nbs/data/04_cohort.ipynb #c045
+# %% ../../nbs/data/04_cohort.ipynb #c047
 def _find_columns(
     df: pd.DataFrame,  # The table
     columns: Mapping | None,  # Field → the table's name for it, as the user gave it
@@ -380,7 +381,7 @@ def _find_columns(
             slots[column] = slot
     return _Columns(found, slots)
 
-# %% ../../nbs/data/04_cohort.ipynb #c046
+# %% ../../nbs/data/04_cohort.ipynb #c049
 def _read_image_row(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -402,7 +403,7 @@ def _read_image_row(
             what = f'{line}: {said}'
             drafts.report('unknown modality', what, 'left out: image', draft.patient, path)
 
-# %% ../../nbs/data/04_cohort.ipynb #c047
+# %% ../../nbs/data/04_cohort.ipynb #c050
 def _read_patient_row(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -413,7 +414,7 @@ def _read_patient_row(
     for column, slot in slots.items():
         draft.images += [SlotImage(slot, path) for path in _cell_paths(row[column], drafts.root)]
 
-# %% ../../nbs/data/04_cohort.ipynb #c048
+# %% ../../nbs/data/04_cohort.ipynb #c051
 def _check_columns(df: pd.DataFrame, columns: _Columns) -> None:
     "Raise a `CohortError` if the table lacks the columns of both forms."
     if 'patient' not in columns.fields:
@@ -426,7 +427,7 @@ def _check_columns(df: pd.DataFrame, columns: _Columns) -> None:
             f'the table has neither a path column nor any of OM, IM, TEM; it has {list(df.columns)}'
         )
 
-# %% ../../nbs/data/04_cohort.ipynb #c049
+# %% ../../nbs/data/04_cohort.ipynb #c052
 def _read_table(
     drafts: Drafts,  # Without patients so far
     df: pd.DataFrame,  # One row per image, or one row per patient; indexed by number
@@ -453,7 +454,7 @@ def _read_table(
             drafts.report('duplicate patient', what, 'kept', patient)
         _read_patient_row(drafts, draft, row, slots)
 
-# %% ../../nbs/data/04_cohort.ipynb #c051
+# %% ../../nbs/data/04_cohort.ipynb #c054
 def _label_problem(
     draft: Draft,
     classes: Sequence[str] | None,  # Known classes, `None` for any
@@ -468,7 +469,7 @@ def _label_problem(
         return 'unknown class', f'label {draft.labels[0]!r} is not among {list(classes)}'
     return None
 
-# %% ../../nbs/data/04_cohort.ipynb #c052
+# %% ../../nbs/data/04_cohort.ipynb #c055
 def _settle_labels(
     drafts: Drafts,
     classes: Sequence[str] | None,  # Known classes, `None` for any
@@ -489,26 +490,26 @@ def _settle_labels(
         drafts.report('unlabelled', what, 'kept')
     return settled
 
-# %% ../../nbs/data/04_cohort.ipynb #c054
+# %% ../../nbs/data/04_cohort.ipynb #c057
 def _check_exists(path: Path) -> ImageCheck:
     "The check for `check=False`: only whether the file is there."
     return ImageCheck('') if path.is_file() else ImageCheck('', 'missing file', 'there is no such file')
 
-# %% ../../nbs/data/04_cohort.ipynb #c055
+# %% ../../nbs/data/04_cohort.ipynb #c058
 def _check_files(
     paths: list[Path],  # Each once
     check: str | bool,  # 'full', 'fast' or `False`, see `build_cohort`
     progress: bool,  # Show a progress bar
 ) -> dict[Path, ImageCheck]:
     "Check image files in a few threads."
-    check_one = partial(check_image, check=check) if check else _check_exists
+    check_one = partial(check_image, check=check) if isinstance(check, str) else _check_exists
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(check_one, paths)
         if progress:
             results = progress_bar(results, total=len(paths), leave=False)
         return dict(zip(paths, results))
 
-# %% ../../nbs/data/04_cohort.ipynb #c056
+# %% ../../nbs/data/04_cohort.ipynb #c059
 def _check_images(
     drafts: Drafts,
     patients: list[Draft],  # Their unusable images are removed
@@ -531,7 +532,7 @@ def _check_images(
         draft.images = usable
     return {path: result.digest for path, result in results.items() if result.digest}
 
-# %% ../../nbs/data/04_cohort.ipynb #c058
+# %% ../../nbs/data/04_cohort.ipynb #c061
 def _choose_one(
     drafts: Drafts,
     patient: str,  # Patient id
@@ -546,7 +547,7 @@ def _choose_one(
             drafts.report('unused image', f'{slot} is taken from {paths[0].name}', 'unused', patient, path)
     return paths[0]
 
-# %% ../../nbs/data/04_cohort.ipynb #c059
+# %% ../../nbs/data/04_cohort.ipynb #c062
 def _fill_bag(
     drafts: Drafts,
     patient: str,  # Patient id
@@ -562,7 +563,7 @@ def _fill_bag(
             drafts.report('repeated image', what, 'left out: image', patient, path)
     return list(first_with.values())
 
-# %% ../../nbs/data/04_cohort.ipynb #c060
+# %% ../../nbs/data/04_cohort.ipynb #c063
 def _fill_slots(
     drafts: Drafts,
     draft: Draft,  # With sound images only
@@ -582,7 +583,7 @@ def _fill_slots(
             drafts.report('repeated image', what, 'kept', draft.patient, second)
     return dict(OM=om, IM=im, TEM=bag)
 
-# %% ../../nbs/data/04_cohort.ipynb #c061
+# %% ../../nbs/data/04_cohort.ipynb #c064
 def _fill_rows(
     drafts: Drafts,
     patients: list[Draft],  # With sound images only
@@ -603,7 +604,7 @@ def _fill_rows(
         df[column] = pd.Series([row[column] for row in rows.values()], index=index, dtype=object)
     return df
 
-# %% ../../nbs/data/04_cohort.ipynb #c063
+# %% ../../nbs/data/04_cohort.ipynb #c066
 def _given_groups(
     drafts: Drafts,
     patients: list[Draft],
@@ -626,14 +627,14 @@ def _given_groups(
                 drafts.report('missing group', 'has no group, unlike others', 'kept', draft.patient)
     return {draft.patient: draft.groups or [draft.patient] for draft in patients}
 
-# %% ../../nbs/data/04_cohort.ipynb #c064
+# %% ../../nbs/data/04_cohort.ipynb #c067
 def images_of(
     row: pd.Series,  # A row of `Cohort.df`
 ) -> list[Path]:
     "All images of one case: OM, IM, and the bag."
     return [path for path in (row.OM, row.IM) if path is not None] + list(row.TEM)
 
-# %% ../../nbs/data/04_cohort.ipynb #c065
+# %% ../../nbs/data/04_cohort.ipynb #c068
 def _shared_images(
     df: pd.DataFrame,  # Rows of the cohort
     digests: Mapping,  # Path → digest
@@ -645,7 +646,7 @@ def _shared_images(
             users[digests.get(path, path)].setdefault(patient, path)
     return {digest: files for digest, files in users.items() if len(files) > 1}
 
-# %% ../../nbs/data/04_cohort.ipynb #c066
+# %% ../../nbs/data/04_cohort.ipynb #c069
 def _report_shared(
     drafts: Drafts,
     files: dict[str, Path],  # Patient id → file, all with the same bytes
@@ -659,7 +660,7 @@ def _report_shared(
         named.append(name if labels[other] == labels[patient] else f'{name} ({labels[other]})')
     drafts.report('shared image', f'the same bytes as {", ".join(named)}', 'kept', patient, first)
 
-# %% ../../nbs/data/04_cohort.ipynb #c067
+# %% ../../nbs/data/04_cohort.ipynb #c070
 def _settle_groups(
     drafts: Drafts,
     df: pd.DataFrame,  # Rows of the cohort
@@ -682,7 +683,7 @@ def _settle_groups(
         drafts.report('leak', what, 'kept')
     return linked.groups, linked.leaky
 
-# %% ../../nbs/data/04_cohort.ipynb #c069
+# %% ../../nbs/data/04_cohort.ipynb #c072
 def _settle_classes(
     drafts: Drafts,
     labels: pd.Series,  # Class of each patient
@@ -701,7 +702,7 @@ def _settle_classes(
             drafts.report('class of none', what, 'kept')
     return names
 
-# %% ../../nbs/data/04_cohort.ipynb #c071
+# %% ../../nbs/data/04_cohort.ipynb #c074
 class Cohort:
     "Checked cases, one row per patient: label, OM, IM, TEM (a list) and group."
 
@@ -726,45 +727,33 @@ class Cohort:
     def __repr__(self) -> str:
         return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
 
-# %% ../../nbs/data/04_cohort.ipynb #c072
-@patch
-def __len__(self: Cohort) -> int:
-    "The number of patients."
-    return len(self.df)
+    def __len__(self) -> int:
+        return len(self.df)
 
-# %% ../../nbs/data/04_cohort.ipynb #c073
-@patch
-def __contains__(self: Cohort, patient: str) -> bool:
-    "Whether there is a patient of this id."
-    return patient in self.df.index
+    def __contains__(self, patient: str) -> bool:
+        return patient in self.df.index
 
-# %% ../../nbs/data/04_cohort.ipynb #c074
-@patch
-def __iter__(self: Cohort) -> Iterator[pd.Series]:
-    "Go through the rows."
-    return (row for _, row in self.df.iterrows())
+    def __iter__(self) -> Iterator[pd.Series]:
+        return (row for _, row in self.df.iterrows())
+
+    def __getitem__(self, patient: str) -> pd.Series:
+        if patient not in self.df.index:
+            raise KeyError(f'no patient {patient!r} in {self.name}')
+        return self.df.loc[patient]
 
 # %% ../../nbs/data/04_cohort.ipynb #c075
-@patch
-def __getitem__(self: Cohort, patient: str) -> pd.Series:
-    "The row of a patient."
-    if patient not in self.df.index:
-        raise KeyError(f'no patient {patient!r} in {self.name}')
-    return self.df.loc[patient]
-
-# %% ../../nbs/data/04_cohort.ipynb #c076
 @patch(as_prop=True)
 def problems(self: Cohort) -> pd.DataFrame:  # One row per problem
     "The findings while reading as a table; the list itself is `findings`."
     return self.findings.frame()
 
-# %% ../../nbs/data/04_cohort.ipynb #c077
+# %% ../../nbs/data/04_cohort.ipynb #c076
 @patch(as_prop=True)
 def labelled(self: Cohort) -> bool:
     "Whether every patient has a label."
     return len(self) > 0 and bool(self.df.label.notna().all())
 
-# %% ../../nbs/data/04_cohort.ipynb #c079
+# %% ../../nbs/data/04_cohort.ipynb #c078
 def build_cohort(
     drafts: Drafts,  # All patients, before checking
     classes: Sequence[str] | None = None,  # Class names in their order; default: all labels, sorted by name
@@ -791,7 +780,7 @@ def build_cohort(
     _raise_or_warn(cohort, strict)
     return cohort
 
-# %% ../../nbs/data/04_cohort.ipynb #c080
+# %% ../../nbs/data/04_cohort.ipynb #c079
 def _raise_or_warn(
     cohort: Cohort,
     strict: bool,  # Whether problems are errors
@@ -809,7 +798,7 @@ def _raise_or_warn(
     if facts:
         warnings.warn(f'{cohort.name}: {"; ".join(facts)}. See report().', CohortWarning, stacklevel=4)
 
-# %% ../../nbs/data/04_cohort.ipynb #c082
+# %% ../../nbs/data/04_cohort.ipynb #c081
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_folder(
@@ -831,7 +820,7 @@ def from_folder(
     _check_level(drafts, path)
     return build_cohort(drafts, **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c083
+# %% ../../nbs/data/04_cohort.ipynb #c082
 def _check_level(drafts: Drafts, path) -> None:
     "Raise a `CohortError` if most images lie deeper than root/<class>/<patient>/."
     n_deeper = sum(p.kind == 'misplaced' and p.patient != '' for p in drafts.problems)
@@ -844,7 +833,7 @@ def _check_level(drafts: Drafts, path) -> None:
             drafts.problems,
         )
 
-# %% ../../nbs/data/04_cohort.ipynb #c088
+# %% ../../nbs/data/04_cohort.ipynb #c087
 def _select_split(
     drafts: Drafts,
     df: pd.DataFrame,  # The table
@@ -870,7 +859,7 @@ def _select_split(
         raise CohortError(f'split={split!r} is not in the table; it has {known}')
     return df[named == split]
 
-# %% ../../nbs/data/04_cohort.ipynb #c089
+# %% ../../nbs/data/04_cohort.ipynb #c088
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_table(
@@ -895,14 +884,14 @@ def from_table(
     _read_table(drafts, _select_split(drafts, df, found.fields.get('split'), split), found)
     return build_cohort(drafts, **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c090
+# %% ../../nbs/data/04_cohort.ipynb #c089
 def _base_folder(root, file: Path | None) -> Path:
     "The folder that relative paths in a table start from."
     if root is not None:
         return Path(root).expanduser().absolute()
     return file.parent if file else Path.cwd()
 
-# %% ../../nbs/data/04_cohort.ipynb #c095
+# %% ../../nbs/data/04_cohort.ipynb #c094
 @patch(cls_method=True)
 def read(
     cls: Cohort,
@@ -923,7 +912,7 @@ def read(
         return cls.from_table(path, **kwargs)
     raise CohortError(f'{source}: neither a folder nor a .csv table; save a spreadsheet as "CSV UTF-8"')
 
-# %% ../../nbs/data/04_cohort.ipynb #c097
+# %% ../../nbs/data/04_cohort.ipynb #c096
 def _summarise(
     df: pd.DataFrame,  # Rows of a cohort
 ) -> dict:
@@ -941,7 +930,7 @@ def _summarise(
         'bag (min – median – max)': bag,
     }
 
-# %% ../../nbs/data/04_cohort.ipynb #c098
+# %% ../../nbs/data/04_cohort.ipynb #c097
 @patch
 def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     "Patients, groups, modalities present, complete cases and bag sizes, by class."
@@ -949,7 +938,7 @@ def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     lines['all'] = _summarise(self.df)
     return pd.DataFrame(lines).T.rename_axis('class')
 
-# %% ../../nbs/data/04_cohort.ipynb #c099
+# %% ../../nbs/data/04_cohort.ipynb #c098
 @patch
 def report(
     self: Cohort,
@@ -971,7 +960,7 @@ def report(
         lines.append(findings.text(limit))
     return '\n'.join(lines)
 
-# %% ../../nbs/data/04_cohort.ipynb #c100
+# %% ../../nbs/data/04_cohort.ipynb #c099
 @patch
 def _repr_html_(self: Cohort) -> str:
     "The summary, and whether anything was found."
@@ -988,7 +977,7 @@ def _repr_html_(self: Cohort) -> str:
         n_left_out=len(self.findings.left_out),
     )
 
-# %% ../../nbs/data/04_cohort.ipynb #c117
+# %% ../../nbs/data/04_cohort.ipynb #c116
 def _select_ids(
     index: pd.Index,  # Patient ids of a cohort
     patients,  # Patient ids, or a mask over the rows
@@ -1000,7 +989,7 @@ def _select_ids(
             return index[mask].tolist()
     return list(dict.fromkeys(patients))
 
-# %% ../../nbs/data/04_cohort.ipynb #c118
+# %% ../../nbs/data/04_cohort.ipynb #c117
 @patch
 def subset(
     self: Cohort,
@@ -1025,7 +1014,7 @@ def subset(
         self.leaky,
     )
 
-# %% ../../nbs/data/04_cohort.ipynb #c119
+# %% ../../nbs/data/04_cohort.ipynb #c118
 @patch
 def split(
     self: Cohort,
@@ -1036,7 +1025,7 @@ def split(
     tested = choose_test(self.df.label, self.df.group, test, seed, self.name)
     return self.subset(~tested, f'{self.name} train'), self.subset(tested, f'{self.name} test')
 
-# %% ../../nbs/data/04_cohort.ipynb #c120
+# %% ../../nbs/data/04_cohort.ipynb #c119
 @patch
 def kfold(
     self: Cohort,
@@ -1052,7 +1041,7 @@ def kfold(
         pairs.append((train, test))
     return pairs
 
-# %% ../../nbs/data/04_cohort.ipynb #c125
+# %% ../../nbs/data/04_cohort.ipynb #c124
 def _images_by_digest(
     cohort: Cohort,
 ) -> dict[str, list[str]]:  # Digest → 'patient: file', for all images that can be read
@@ -1065,7 +1054,7 @@ def _images_by_digest(
                 files[key].append(f'{row.name}: {_relative_name(path, cohort.root)}')
     return files
 
-# %% ../../nbs/data/04_cohort.ipynb #c126
+# %% ../../nbs/data/04_cohort.ipynb #c125
 def audit_leak(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -1083,7 +1072,7 @@ def audit_leak(
             found.append(('image', key, ', '.join(files), ', '.join(test_files[key])))
     return pd.DataFrame(found, columns=['kind', 'what', 'train', 'test'], dtype=object)
 
-# %% ../../nbs/data/04_cohort.ipynb #c127
+# %% ../../nbs/data/04_cohort.ipynb #c126
 def check_same_classes(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -1100,7 +1089,7 @@ def check_same_classes(
         )
     return test.subset(test.df.index, classes=train.classes)
 
-# %% ../../nbs/data/04_cohort.ipynb #c134
+# %% ../../nbs/data/04_cohort.ipynb #c133
 @patch
 def to_table(
     self: Cohort,
@@ -1113,9 +1102,10 @@ def to_table(
                 raise CohortError(
                     f'{image}: a path with ; or | cannot be written into a table; rename the file'
                 )
-    base = None if path is None else Path(path).expanduser().absolute().parent
-    if base is not None and not base.is_dir():
-        raise CohortError(f'{base}: there is no such folder to write {Path(path).name} in')
+    file = None if path is None else Path(path).expanduser().absolute()
+    base = file.parent if file else None
+    if file and not file.parent.is_dir():
+        raise CohortError(f'{file.parent}: there is no such folder to write {file.name} in')
 
     def write(image):
         return '' if image is None else _relative_name(image, base)
@@ -1123,6 +1113,6 @@ def to_table(
     om, im = ([write(image) for image in self.df[slot]] for slot in ('OM', 'IM'))
     tem = ['|'.join(write(image) for image in bag) for bag in self.df.TEM]
     df = self.df.assign(OM=om, IM=im, TEM=tem).reset_index()
-    if path is not None:
-        write_file(base / Path(path).name, df.to_csv(index=False))
+    if file:
+        write_file(file, df.to_csv(index=False))
     return df

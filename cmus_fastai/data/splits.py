@@ -57,7 +57,7 @@ def link_groups(
     largest = int(np.bincount(by_both).max())
     leaky = bool(largest > len(groups) / 2 and largest > np.bincount(by_group).max())
     component = by_group if leaky else by_both
-    names = defaultdict(list)
+    names: dict[int, list[str]] = defaultdict(list)
     for number, own in zip(component, groups):
         names[number] += own
     return Linked([min(names[number]) for number in component], leaky, largest)
