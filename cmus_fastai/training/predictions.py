@@ -5,91 +5,113 @@
 # %% auto #0
 __all__ = ['predictions', 'classes_of', 'check_predictions']
 
-# %% ../../nbs/training/06_predictions.ipynb #c004
+# %% ../../nbs/training/06_predictions.ipynb #c005
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/training/06_predictions.ipynb #c006
-def _check_probs(p, classes, patients):
-    "Refuse a table of probabilities that is none, naming the patient"
+# %% ../../nbs/training/06_predictions.ipynb #c009
+def predictions(
+    patients,  # Ids, n of them, each once
+    labels,  # True class names; None or NaN where unknown; None if all are unknown
+    probs,  # Probabilities [n,K], each row sums to 1
+    classes,  # K class names, in the order of the columns
+    groups=None,  # Slide, centre, … of each patient; default: every patient is a group
+) -> pd.DataFrame:  # Index patient; columns group, label, p_<class> for each class, pred
+    "Predictions as a checked table, one row per patient."
+    patients = [str(patient) for patient in patients]
+    classes = [str(name) for name in classes]
+    p = np.asarray(probs, dtype=float)
+    _check_probabilities(p, classes, patients)
+    _check_length('labels', labels, patients)
+    _check_length('groups', groups, patients)
+    columns = {
+        'group': patients if groups is None else list(groups),
+        'label': None if labels is None else list(labels),
+    }
+    df = pd.DataFrame(columns, index=pd.Index(patients, dtype=object, name='patient'), dtype=object)
+    df[[f'p_{name}' for name in classes]] = p
+    df['pred'] = _most_probable(p, classes, df.index)
+    return check_predictions(df)
+
+# %% ../../nbs/training/06_predictions.ipynb #c010
+def _check_length(what, values, patients):
+    "Refuse labels or groups that are not one for each patient."
+    if values is not None and len(values) != len(patients):
+        raise ValueError(f'{len(values)} {what} for {len(patients)} patients: give one for each patient')
+
+# %% ../../nbs/training/06_predictions.ipynb #c011
+def _most_probable(p, classes, index):
+    "The most probable class of each row."
+    return pd.Series([classes[i] for i in p.argmax(1)], index=index, dtype=object)
+
+# %% ../../nbs/training/06_predictions.ipynb #c012
+def _check_probabilities(p, classes, patients):
+    "Refuse numbers that are not probabilities, and name the patient."
     if len(set(classes)) < len(classes):
         raise ValueError(f'a class is named twice in {classes}')
     if p.shape != (len(patients), len(classes)):
         raise ValueError(
-            f'probabilities have shape {p.shape}, but there are {len(patients)} patients and {len(classes)} classes {classes}'
+            f'probabilities have shape {p.shape}, but there are {len(patients)} patients '
+            f'and {len(classes)} classes {classes}'
         )
     wrong = ~np.isfinite(p).all(1) | (p < 0).any(1) | (np.abs(p.sum(1) - 1) > 1e-3)
     if wrong.any():
         i = wrong.argmax()
         raise ValueError(
-            f'patient {patients[i]!r}: {np.round(p[i], 4).tolist()} are not probabilities (finite, not negative, sum 1). '
-            f'Logits need a softmax first. {wrong.sum()} patients are concerned'
+            f'patient {patients[i]!r}: {np.round(p[i], 4).tolist()} are not probabilities (finite, '
+            f'not negative, sum 1); apply a softmax to logits first. Rows affected: {wrong.sum()}'
         )
 
-# %% ../../nbs/training/06_predictions.ipynb #c007
-def predictions(
-    patients,  # ids, n of them, each once
-    labels,  # true class names; None or NaN where not known; None: nobody's is known
-    probs,  # probabilities [n,K], rows sum to 1
-    classes,  # K class names, in the order of the columns
-    groups=None,  # slide, centre, … of each patient; default: every patient is a group
-) -> pd.DataFrame:  # index patient; columns group, label, p_<class> for each class, pred
-    "Predictions as a checked table, one row a patient"
-    patients, classes = [str(p) for p in patients], [str(c) for c in classes]
-    p = np.asarray(probs, dtype=float)
-    _check_probs(p, classes, patients)
-    for what, v in (('labels', labels), ('groups', groups)):
-        if v is not None and len(v) != len(patients):
-            raise ValueError(f'{len(v)} {what} for {len(patients)} patients')
-    index = pd.Index(patients, dtype=object, name='patient')
-    df = pd.DataFrame(
-        {
-            'group': patients if groups is None else list(groups),
-            'label': None if labels is None else list(labels),
-        },
-        index=index,
-        dtype=object,
-    )
-    df[[f'p_{c}' for c in classes]] = p
-    df['pred'] = pd.Series([classes[i] for i in p.argmax(1)], index=index, dtype=object)
-    return check_predictions(df)
-
-# %% ../../nbs/training/06_predictions.ipynb #c008
+# %% ../../nbs/training/06_predictions.ipynb #c014
 def classes_of(
-    preds: pd.DataFrame,  # from `predictions`
-) -> list:  # class names, in the order of the probability columns
-    "The classes of a table of predictions"
-    return [c[2:] for c in preds.columns if str(c).startswith('p_')]
+    preds: pd.DataFrame,  # From `predictions`
+) -> list[str]:  # Class names, in the order of the probability columns
+    "The classes of a table of predictions."
+    return [column[2:] for column in preds.columns if str(column).startswith('p_')]
 
-# %% ../../nbs/training/06_predictions.ipynb #c009
+# %% ../../nbs/training/06_predictions.ipynb #c015
 def check_predictions(
-    preds: pd.DataFrame,  # index (or column) patient; columns label, p_<class>, and perhaps group and pred
-) -> pd.DataFrame:  # a copy, checked, with patient as index and all columns
-    "Check a table of predictions, for instance one read back from a CSV file"
+    preds: pd.DataFrame,  # Index (or column) patient; columns label, p_<class>, and perhaps group and pred
+) -> pd.DataFrame:  # A copy, checked, with patient as index and all columns
+    "Check a table of predictions, for instance one read from a CSV file."
     df = preds.set_index('patient') if 'patient' in preds.columns else preds.copy()
     classes = classes_of(df)
     if not classes or 'label' not in df.columns:
         raise ValueError(f'predictions need the columns label and p_<class>; there are {list(df.columns)}')
-    df.index = pd.Index([str(i) for i in df.index], dtype=object, name='patient')
-    twice = df.index[df.index.duplicated()]
-    if len(twice):
-        raise ValueError(
-            f'patient {twice[0]!r} stands in two rows: one row a patient; average the probabilities of repeated readings first'
-        )
-    p = df[[f'p_{c}' for c in classes]].to_numpy(float)
-    _check_probs(p, classes, df.index)
+    df.index = _checked_index(df.index)
+    p = df[[f'p_{name}' for name in classes]].to_numpy(float)
+    _check_probabilities(p, classes, df.index)
     if 'group' not in df.columns:
         df['group'] = df.index
     if 'pred' not in df.columns:
-        df['pred'] = np.array(classes, dtype=object)[p.argmax(1)]
-    for c in ('group', 'label', 'pred'):
-        df[c] = pd.Series([None if pd.isna(v) else str(v) for v in df[c]], index=df.index, dtype=object)
-    for c in ('label', 'pred'):
-        stray = df[c].notna() & ~df[c].isin(classes)
-        if stray.any():
-            raise ValueError(
-                f'patient {df.index[stray][0]!r}: {c} {df[c][stray].iloc[0]!r} is none of the classes {classes}'
-            )
-    if df[['group', 'pred']].isna().any(axis=None):
-        raise ValueError('a patient has no group or no predicted class; drop the column to have it filled in')
+        df['pred'] = _most_probable(p, classes, df.index)
+    for column in ('group', 'label', 'pred'):
+        values = [None if pd.isna(value) else str(value) for value in df[column]]
+        df[column] = pd.Series(values, index=df.index, dtype=object)
+    _check_names(df, classes)
     return df
+
+# %% ../../nbs/training/06_predictions.ipynb #c016
+def _checked_index(index):
+    "Ids as text, each once."
+    index = pd.Index([str(patient) for patient in index], dtype=object, name='patient')
+    twice = index[index.duplicated()]
+    if len(twice):
+        raise ValueError(
+            f'patient {twice[0]!r} has two rows, but there must be one row per patient; '
+            'average the probabilities of repeated predictions first'
+        )
+    return index
+
+# %% ../../nbs/training/06_predictions.ipynb #c017
+def _check_names(df, classes):
+    "Refuse labels and predictions that are not classes, and missing groups and predictions."
+    for column in ('label', 'pred'):
+        unknown = df[column].notna() & ~df[column].isin(classes)
+        if unknown.any():
+            patient, value = df.index[unknown][0], df[column][unknown].iloc[0]
+            raise ValueError(f'patient {patient!r}: {column} {value!r} is none of the classes {classes}')
+    if df[['group', 'pred']].isna().any(axis=None):
+        raise ValueError(
+            'a patient has no group or no predicted class; drop the column to have it filled in'
+        )
