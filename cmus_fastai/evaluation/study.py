@@ -28,7 +28,7 @@ from .metrics import evaluate, logistic_baseline, quiet_axes
 from ..models.aggregators import aggregators
 from ..models.fusions import fusions
 from ..training.config import ComputeConfig, TrainConfig
-from ..training.distributed import alone, join
+from ..training.distributed import join_processes, single_process
 from ..training.features import FeatureCache
 from ..training.fit import new_cache
 from ..training.predictions import predictions
@@ -193,7 +193,7 @@ def _train_models(cohort, configs, folders, shared, progress):
     for i, name in _own_share(configs):
         if progress:
             print(f'{i + 1} of {len(configs)}: {name}', end=' ', flush=True)
-        with alone():
+        with single_process():
             result = cross_validate(cohort, folders[name], configs[name], **shared)
         if progress:
             _announce(result, start)
@@ -225,7 +225,7 @@ def run_study(
     configs = {name: _changed_config(config, options) for name, options in models.items()}
     _train_models(cohort, configs, folders, shared, compute.progress)
     if num_distrib() > 1:
-        join()
+        join_processes()
         distrib_barrier()  # every process reads the results of all
     return {name: CrossValidation(folder) for name, folder in folders.items()}
 
