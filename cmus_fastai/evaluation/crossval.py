@@ -21,7 +21,7 @@ from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from fastcore.basics import patch
 from ..core import MODALITIES, OutputFolder, check_overlap, digest, environment
 from ..core import format_number, lock_folder, new_folder, write_file
-from ..data.check import CohortError, Problem
+from ..data.check import CohortError
 from ..data.cohort import Cohort, audit_leak, check_same_classes
 from .calibration import apply_temperature, calibration, conformal_sets
 from .calibration import coverage, fit_temperature, plot_referral
@@ -764,11 +764,10 @@ def join_cohorts(
     "A training and a test cohort as one, with the fold that keeps them apart."
     test = check_same_classes(train, test)
     check_disjoint(train, test)
-    problems = pd.concat([train.problems, test.problems])
     both = Cohort(
         pd.concat([train.df, test.df]),
         train.classes,
-        [Problem(**row) for row in problems.to_dict('records')],
+        [*train.findings, *test.findings],
         name=f'{train.name} and {test.name}',
         digests={**train.digests, **test.digests},
         leaky=train.leaky or test.leaky,
