@@ -8,7 +8,7 @@ __all__ = ['OUTPUTS', 'BASELINES', 'CAPTUM_METHODS', 'PIXEL_METHODS', 'Case', 'C
            'Attribution', 'CaptumMethod', 'attribute', 'smooth', 'scale_of', 'heat', 'overlay', 'plot_attribution',
            'shapley', 'cohort_shapley']
 
-# %% ../../nbs/explain/00_attribution.ipynb #c008
+# %% ../../nbs/explain/00_attribution.ipynb #c010
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,10 +34,10 @@ from ..data.bag import LoadSlot
 from ..models.cmusnet import CMUSNet, CMUSOutput, encode_real
 from ..models.smil import SMIL, bag_distances
 
-# %% ../../nbs/explain/00_attribution.ipynb #c010
+# %% ../../nbs/explain/00_attribution.ipynb #c012
 OUTPUTS = ('fusion', *MODALITIES)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c011
+# %% ../../nbs/explain/00_attribution.ipynb #c013
 @dataclass
 class Case:
     "The images, masks and feature maps of one patient, as a batch of one."
@@ -59,7 +59,7 @@ class Case:
         "Number of places in the bag; images that were left out keep their place."
         return len(self.names['TEM'])
 
-# %% ../../nbs/explain/00_attribution.ipynb #c013
+# %% ../../nbs/explain/00_attribution.ipynb #c015
 def _temperatures(
     temperature: float | dict,  # A number for all outputs, or output → number (default 1)
 ) -> dict[str, float]:  # Output → temperature
@@ -68,7 +68,7 @@ def _temperatures(
         return {name: float(temperature.get(name, 1.0)) for name in OUTPUTS}
     return {name: float(temperature) for name in OUTPUTS}
 
-# %% ../../nbs/explain/00_attribution.ipynb #c014
+# %% ../../nbs/explain/00_attribution.ipynb #c016
 class CasePredictor:
     "A trained model that reads cases and predicts their class."
 
@@ -95,7 +95,7 @@ class CasePredictor:
         "Logits and weights for a case."
         return self.model.head(*zip(case.maps, case.masks), need_weights=need_weights)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c015
+# %% ../../nbs/explain/00_attribution.ipynb #c017
 @patch
 def target(
     self: CasePredictor,
@@ -111,7 +111,7 @@ def target(
         raise ValueError(f"There is no class {target!r}. Choose one of {self.classes}.")
     return self.classes.index(target)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c016
+# %% ../../nbs/explain/00_attribution.ipynb #c018
 @patch
 @torch.no_grad()
 def open(
@@ -136,7 +136,7 @@ def open(
         )
     return self.encode(Case(str(row.name), row.get('label'), _file_names(row), tuple(images), tuple(masks)))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c017
+# %% ../../nbs/explain/00_attribution.ipynb #c019
 def _file_names(
     row: pd.Series,  # One patient of a cohort
 ) -> dict:  # 'OM' and 'IM' → name or None, 'TEM' → list of names
@@ -144,7 +144,7 @@ def _file_names(
     names = {m: None if row[m] is None else Path(row[m]).name for m in ('OM', 'IM')}
     return {**names, 'TEM': [Path(path).name for path in row.TEM]}
 
-# %% ../../nbs/explain/00_attribution.ipynb #c018
+# %% ../../nbs/explain/00_attribution.ipynb #c020
 @patch
 @torch.no_grad()
 def encode(
@@ -160,7 +160,7 @@ def encode(
             maps[i] = image.new_zeros(*image.shape[:-3], *shape)
     return replace(case, maps=tuple(maps))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c019
+# %% ../../nbs/explain/00_attribution.ipynb #c021
 @patch
 def calibrate(
     self: CasePredictor,
@@ -171,7 +171,7 @@ def calibrate(
     logits = getattr(output, name.lower()).float()
     return (logits / self.temperature[name]).softmax(1)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c020
+# %% ../../nbs/explain/00_attribution.ipynb #c022
 @patch
 def probs(
     self: CasePredictor,
@@ -186,7 +186,7 @@ def probs(
         rows[name] = p if name in available else np.full(len(p), np.nan)
     return pd.DataFrame(rows, index=self.classes).T
 
-# %% ../../nbs/explain/00_attribution.ipynb #c021
+# %% ../../nbs/explain/00_attribution.ipynb #c023
 def as_predictor(
     learn: Any,  # `CMUSLearner`; a `CasePredictor` is returned as it is
     temperature: float | dict = 1.0,  # See `CasePredictor`
@@ -197,7 +197,7 @@ def as_predictor(
     reading = learn.dls.reading
     return CasePredictor(learn.model, learn.dls.vocab, reading['size'], reading['resample'], temperature)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c027
+# %% ../../nbs/explain/00_attribution.ipynb #c029
 @patch
 def hide(
     self: Case,
@@ -209,7 +209,7 @@ def hide(
     masks = [mask & (name not in modalities) for name, mask in zip(MODALITIES, self.masks)]
     return replace(self, masks=tuple(masks))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c028
+# %% ../../nbs/explain/00_attribution.ipynb #c030
 @patch
 def drop(
     self: Case,
@@ -224,7 +224,7 @@ def drop(
     tem[:, list(places)] = False
     return replace(self, masks=(*self.masks[:2], tem))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c029
+# %% ../../nbs/explain/00_attribution.ipynb #c031
 @patch
 def replace_image(
     self: Case,
@@ -249,7 +249,7 @@ def replace_image(
     tem_names[place] = other.names['TEM'][other_place]
     return replace(self, names={**self.names, 'TEM': tem_names}, **changed)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c033
+# %% ../../nbs/explain/00_attribution.ipynb #c035
 @torch.no_grad()
 def _masked_probabilities(
     predictor: CasePredictor,
@@ -263,7 +263,7 @@ def _masked_probabilities(
         pairs.append((maps.expand(len(mask), *maps.shape[1:]), mask.to(maps.device)))
     return predictor.calibrate(predictor.model.head(*pairs), output)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c034
+# %% ../../nbs/explain/00_attribution.ipynb #c036
 def contributions(
     predictor: CasePredictor,
     case: Case,
@@ -279,7 +279,7 @@ def contributions(
     p = p[:, k].cpu().numpy()
     return p[-1] - p[:-1]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c035
+# %% ../../nbs/explain/00_attribution.ipynb #c037
 def _smil_distances(
     case: Case,
     here: np.ndarray,  # True where the bag has an image, [N]
@@ -295,7 +295,7 @@ def _smil_distances(
     kept = here & (to_medoid <= threshold * (1 + 1e-6))
     return pd.DataFrame(dict(distance=to_medoid, kept=kept, medoid=np.arange(n) == medoid))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c036
+# %% ../../nbs/explain/00_attribution.ipynb #c038
 def instances(
     predictor: CasePredictor,
     case: Case,
@@ -312,14 +312,14 @@ def instances(
         table = table.join(_smil_distances(case, here, aggregator.t))
     return table
 
-# %% ../../nbs/explain/00_attribution.ipynb #c041
+# %% ../../nbs/explain/00_attribution.ipynb #c043
 def picture(
     x: Tensor,  # Image [3,H,W] in [0,1]
 ) -> np.ndarray:  # uint8 [H,W,3]
     "An image tensor as an array for display."
     return (x.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c042
+# %% ../../nbs/explain/00_attribution.ipynb #c044
 def _distance_label(
     row: pd.Series,  # Of the table from `instances`
     t: float | None,  # SMIL's threshold
@@ -333,7 +333,7 @@ def _distance_label(
     rejected = '' if row.kept else ', rejected'
     return f'\nd = {row.distance:.2f}{limit}{rejected}'
 
-# %% ../../nbs/explain/00_attribution.ipynb #c043
+# %% ../../nbs/explain/00_attribution.ipynb #c045
 def plot_bag(
     case: Case,
     table: pd.DataFrame,  # From `instances`
@@ -355,7 +355,7 @@ def plot_bag(
         bar.set(xlim=(0, 1), ylim=(-1.2, 0.6))
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c046
+# %% ../../nbs/explain/00_attribution.ipynb #c048
 def _select_attention(
     weights: Tensor,  # Of T tokens to T' places, [heads,T,T']; T=1 if all tokens attend alike
     width: int,  # Columns of the bag's map
@@ -374,7 +374,7 @@ def _select_attention(
     row, column = token
     return weights[row * width + column if len(weights) > 1 else 0]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c047
+# %% ../../nbs/explain/00_attribution.ipynb #c049
 @torch.no_grad()
 def attention(
     predictor: CasePredictor,
@@ -394,14 +394,14 @@ def attention(
             maps[m] = share.view(h, w).float().cpu().numpy()
     return maps
 
-# %% ../../nbs/explain/00_attribution.ipynb #c053
+# %% ../../nbs/explain/00_attribution.ipynb #c055
 def encoders(
     model: CMUSNet,
 ) -> tuple:  # Encoders of OM, IM and TEM
     "The encoders of a model, in the order of `MODALITIES`."
     return model.om, model.im, model.tem
 
-# %% ../../nbs/explain/00_attribution.ipynb #c054
+# %% ../../nbs/explain/00_attribution.ipynb #c056
 class FixedWeights(nn.Module):
     "SMIL with the weights that it gave to one bag."
 
@@ -426,7 +426,7 @@ class FixedWeights(nn.Module):
             shares = weights / weights.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum('bn,bnchw->bchw', shares, feats), weights
 
-# %% ../../nbs/explain/00_attribution.ipynb #c055
+# %% ../../nbs/explain/00_attribution.ipynb #c057
 @contextmanager
 def _use_aggregator(
     head: nn.Module,  # Of a model
@@ -440,7 +440,7 @@ def _use_aggregator(
     finally:
         head.aggregator = own
 
-# %% ../../nbs/explain/00_attribution.ipynb #c056
+# %% ../../nbs/explain/00_attribution.ipynb #c058
 def _zero_of_missing(
     inputs: Iterable[Tensor],  # OM, IM, TEM
     masks: Iterable[Tensor],
@@ -449,7 +449,7 @@ def _zero_of_missing(
     missing = [x for x, mask in zip(inputs, masks) if not mask.any()]
     return sum(0 * x.flatten(1).sum(1, keepdim=True) for x in missing)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c057
+# %% ../../nbs/explain/00_attribution.ipynb #c059
 class CaseLogits(nn.Module):
     "Logits of one output as a function of OM, IM and TEM and their masks: the function that Captum explains."
 
@@ -470,7 +470,7 @@ class CaseLogits(nn.Module):
         if fix_weights and isinstance(aggregator, SMIL):
             self.fixed = FixedWeights(aggregator, predictor(case).weights)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c058
+# %% ../../nbs/explain/00_attribution.ipynb #c060
 @patch
 def forward(
     self: CaseLogits,
@@ -486,7 +486,7 @@ def forward(
         output = self.model.head(*zip(maps, masks))
     return getattr(output, self.output) + _zero_of_missing(tensors, masks)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c059
+# %% ../../nbs/explain/00_attribution.ipynb #c061
 @patch
 def _encode(
     self: CaseLogits,
@@ -506,10 +506,10 @@ def _encode(
     maps = encode_real(encoder, x, mask & changed, self.model.chunk)
     return own if maps is None else torch.where((mask & changed)[..., None, None, None], maps, own)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c062
+# %% ../../nbs/explain/00_attribution.ipynb #c064
 BASELINES = dict(OM='white', IM='black', TEM='grey')
 
-# %% ../../nbs/explain/00_attribution.ipynb #c063
+# %% ../../nbs/explain/00_attribution.ipynb #c065
 def _baseline_image(
     x: Tensor,  # Images of one modality, [1,(N,)3,H,W]
     mask: Tensor,  # True where there is an image, [1] or [1,N]
@@ -528,7 +528,7 @@ def _baseline_image(
         )
     return torch.full_like(x, value) * here
 
-# %% ../../nbs/explain/00_attribution.ipynb #c064
+# %% ../../nbs/explain/00_attribution.ipynb #c066
 def baseline_images(
     case: Case,
     baselines: dict | None = None,  # Modality → 'white', 'black', 'grey', 'blur', or a number in [0,1]
@@ -540,12 +540,12 @@ def baseline_images(
     triples = zip(case.images, case.masks, MODALITIES)
     return tuple(_baseline_image(x, mask, kinds[m]) for x, mask, m in triples)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c067
+# %% ../../nbs/explain/00_attribution.ipynb #c069
 def _batch_size(case):
     "Number of variants of a case to compute at once, so that about 32 images are in memory."
     return max(1, 32 // (case.n + 2))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c068
+# %% ../../nbs/explain/00_attribution.ipynb #c070
 class _Segment(NamedTuple):
     "A part of the path from the baseline (0) to the image (1), and its integral."
 
@@ -554,7 +554,7 @@ class _Segment(NamedTuple):
     end: float  # To 1
     attributions: tuple  # OM, IM, TEM, shaped as the images
 
-# %% ../../nbs/explain/00_attribution.ipynb #c069
+# %% ../../nbs/explain/00_attribution.ipynb #c071
 @dataclass
 class _Path:
     "The straight path from the baseline to the images of a case."
@@ -579,7 +579,7 @@ class _Path:
         logits = [self.logits(*images, *self.case.masks) for images in (self.case.images, self.base)]
         return (logits[0] - logits[1])[0, self.target].item()
 
-# %% ../../nbs/explain/00_attribution.ipynb #c070
+# %% ../../nbs/explain/00_attribution.ipynb #c072
 @patch
 def integrate(
     self: _Path,
@@ -599,12 +599,12 @@ def integrate(
     self.used += self.steps
     return _Segment(delta.item(), start, end, attributions)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c071
+# %% ../../nbs/explain/00_attribution.ipynb #c073
 def _total_delta(segments):
     "Error of the sum of all segments, logit."
     return sum(segment.delta for segment in segments)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c072
+# %% ../../nbs/explain/00_attribution.ipynb #c074
 def _refine(
     path: _Path,
     limit: float,  # Largest error, logit
@@ -619,7 +619,7 @@ def _refine(
         segments += [path.integrate(worst.start, middle), path.integrate(middle, worst.end)]
     return segments
 
-# %% ../../nbs/explain/00_attribution.ipynb #c073
+# %% ../../nbs/explain/00_attribution.ipynb #c075
 def _warn_of_error(
     patient: str,
     steps: int,  # That were used
@@ -632,7 +632,7 @@ def _warn_of_error(
         stacklevel=3,
     )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c074
+# %% ../../nbs/explain/00_attribution.ipynb #c076
 def _integrated_gradients(
     logits: CaseLogits,
     case: Case,
@@ -656,7 +656,7 @@ def _integrated_gradients(
     attributions = [sum(parts) for parts in zip(*(segment.attributions for segment in segments))]
     return attributions, dict(delta=delta, difference=difference, steps=path.used)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c076
+# %% ../../nbs/explain/00_attribution.ipynb #c078
 def _gradient_shap(
     logits: CaseLogits,
     case: Case,
@@ -678,7 +678,7 @@ def _gradient_shap(
             sums = [total + n * mean for total, mean in zip(sums, means)]
     return [total / n_samples for total in sums], dict(samples=n_samples)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c078
+# %% ../../nbs/explain/00_attribution.ipynb #c080
 def _gradcam(
     logits: CaseLogits,
     case: Case,
@@ -695,7 +695,7 @@ def _gradcam(
         attributions.append(cam.view(*images.shape[:-3], 1, *size))
     return attributions, {}
 
-# %% ../../nbs/explain/00_attribution.ipynb #c079
+# %% ../../nbs/explain/00_attribution.ipynb #c081
 @torch.no_grad()
 def _occlusion(
     logits: CaseLogits,
@@ -716,7 +716,7 @@ def _occlusion(
     )
     return attributions, dict(window=window, stride=stride)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c080
+# %% ../../nbs/explain/00_attribution.ipynb #c082
 def _superpixels(
     image: Tensor,  # [3,H,W] in [0,1]
     n: int,  # About as many superpixels
@@ -726,7 +726,7 @@ def _superpixels(
     labels = slic(pixels, n, compactness=10, start_label=0, channel_axis=2)
     return torch.as_tensor(labels, device=image.device)[None]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c081
+# %% ../../nbs/explain/00_attribution.ipynb #c083
 def _number_superpixels(
     case: Case,
     segments: int,  # About as many superpixels in an image
@@ -743,7 +743,7 @@ def _number_superpixels(
         numbers.append(torch.stack(labels).view(*images.shape[:-3], 1, *images.shape[-2:]))
     return tuple(numbers), start
 
-# %% ../../nbs/explain/00_attribution.ipynb #c082
+# %% ../../nbs/explain/00_attribution.ipynb #c084
 @torch.no_grad()
 def _ablation(
     logits: CaseLogits,
@@ -760,7 +760,7 @@ def _ablation(
     )
     return attributions, dict(pieces=count)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c084
+# %% ../../nbs/explain/00_attribution.ipynb #c086
 @dataclass
 class Attribution:
     "How much each pixel raises or lowers the score of a class."
@@ -786,7 +786,7 @@ class Attribution:
         "Modalities that have a map."
         return [m for m in MODALITIES if any(x is not None for x in self.maps(m))]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c085
+# %% ../../nbs/explain/00_attribution.ipynb #c087
 class CaptumMethod(NamedTuple):
     "A method of Captum, applied to a case."
 
@@ -794,7 +794,7 @@ class CaptumMethod(NamedTuple):
     signed: bool  # Negative values lower the score
     perturbs: bool  # Changes the image and predicts again, instead of computing gradients
 
-# %% ../../nbs/explain/00_attribution.ipynb #c086
+# %% ../../nbs/explain/00_attribution.ipynb #c088
 CAPTUM_METHODS = dict(
     gradcam=CaptumMethod(_gradcam, signed=False, perturbs=False),
     ig=CaptumMethod(_integrated_gradients, signed=True, perturbs=False),
@@ -803,7 +803,7 @@ CAPTUM_METHODS = dict(
     ablation=CaptumMethod(_ablation, signed=True, perturbs=True),
 )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c087
+# %% ../../nbs/explain/00_attribution.ipynb #c089
 @contextmanager
 def _no_weight_gradients(
     model: nn.Module,
@@ -818,7 +818,7 @@ def _no_weight_gradients(
         for p in trainable:
             p.requires_grad_(True)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c088
+# %% ../../nbs/explain/00_attribution.ipynb #c090
 def _pixel_values(
     attribution: Tensor,  # Of one modality, [1,(N,)C,H,W]
     perturbs: bool,  # See `CaptumMethod`
@@ -828,7 +828,7 @@ def _pixel_values(
     x = x.mean(-3) if perturbs else x.sum(-3)
     return x[0].cpu().numpy()
 
-# %% ../../nbs/explain/00_attribution.ipynb #c089
+# %% ../../nbs/explain/00_attribution.ipynb #c091
 def _attention_attribution(
     predictor: CasePredictor,
     case: Case,
@@ -849,7 +849,7 @@ def _attention_attribution(
         tem.append(np.full(size, weight, np.float32) if here else None)
     return Attribution('attention', target, 'fusion', large['OM'], large['IM'], tem, False)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c090
+# %% ../../nbs/explain/00_attribution.ipynb #c092
 def attribute(
     predictor: CasePredictor,
     case: Case,
@@ -876,7 +876,7 @@ def attribute(
     tem = [x if here else None for x, here in zip(tem[: case.n], case.masks[2][0])]
     return Attribution(method, predictor.classes[k], output, om, im, tem, signed, info)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c092
+# %% ../../nbs/explain/00_attribution.ipynb #c094
 def smooth(
     a: Attribution,
     sigma: float,  # Standard deviation of the blur, px; 0: no blur
@@ -889,7 +889,7 @@ def smooth(
         blurred[m] = [None if x is None else gaussian_filter(x, sigma) for x in a.maps(m)]
     return replace(a, OM=blurred['OM'][0], IM=blurred['IM'][0], TEM=blurred['TEM'])
 
-# %% ../../nbs/explain/00_attribution.ipynb #c093
+# %% ../../nbs/explain/00_attribution.ipynb #c095
 def scale_of(
     a: Attribution,
     modalities: Iterable[str] = MODALITIES,  # Their images share the scale
@@ -902,7 +902,7 @@ def scale_of(
         return 1.0
     return float(np.quantile(np.concatenate(values), 0.995)) or 1.0
 
-# %% ../../nbs/explain/00_attribution.ipynb #c094
+# %% ../../nbs/explain/00_attribution.ipynb #c096
 def heat(
     a: np.ndarray,  # Attribution of one image, [H,W]
     signed: bool,  # Negative values lower the score
@@ -914,7 +914,7 @@ def heat(
     rgba[..., 3] = np.abs(v) ** 0.7
     return (255 * rgba + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c095
+# %% ../../nbs/explain/00_attribution.ipynb #c097
 def overlay(
     image: np.ndarray,  # uint8 [H,W,3]
     layer: np.ndarray,  # RGBA from `heat`, uint8 [H,W,4]
@@ -924,7 +924,7 @@ def overlay(
     alpha = layer[..., 3:] / 255 * opacity
     return (image * (1 - alpha) + layer[..., :3] * alpha + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c096
+# %% ../../nbs/explain/00_attribution.ipynb #c098
 PIXEL_METHODS = ('ig', 'gradient_shap')  # Noisy maps, blurred by 2 px for display
 
 def _draw_row(
@@ -947,7 +947,7 @@ def _draw_row(
             if values is not None:
                 ax.imshow(overlay(picture(x), heat(values, a.signed, scales[m]), 0.85))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c097
+# %% ../../nbs/explain/00_attribution.ipynb #c099
 def plot_attribution(
     case: Case,
     *attributions: Attribution,  # Of this case; one row each
@@ -967,7 +967,7 @@ def plot_attribution(
         axs[i, 0].set_title(titles[i] if titles else title, fontsize=8, loc='left')
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c106
+# %% ../../nbs/explain/00_attribution.ipynb #c108
 def shapley(
     predictor: CasePredictor,
     case: Case,
@@ -988,7 +988,7 @@ def shapley(
     result['all'] = probabilities(*masks)[0, k].item()
     return pd.Series(result, dtype=float)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c107
+# %% ../../nbs/explain/00_attribution.ipynb #c109
 def cohort_shapley(
     predictor: CasePredictor,
     cohort: Iterable,  # Patients: a `Cohort`, or rows of one

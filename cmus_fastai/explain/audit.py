@@ -9,7 +9,7 @@ __all__ = ['CHECKS', 'SHARES', 'METHODS', 'SLOW_METHODS', 'MIN_PATIENTS', 'MAX_S
            'bag_scores', 'audit_table', 'compare_with', 'select_patients', 'audit_case', 'audit', 'select_scores',
            'plot_audit', 'UniformAttention', 'uniform_attention', 'attention_effect']
 
-# %% ../../nbs/explain/01_audit.ipynb #c008
+# %% ../../nbs/explain/01_audit.ipynb #c010
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ from scipy.stats import t as student
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-# %% ../../nbs/explain/01_audit.ipynb #c009
+# %% ../../nbs/explain/01_audit.ipynb #c011
 from ..core import MODALITIES, OKABE_ITO
 from ..data.cohort import Cohort
 from ..evaluation.metrics import resample_counts, wilson
@@ -41,7 +41,7 @@ from .attribution import CAPTUM_METHODS, Attribution, Case, CasePredictor
 from .attribution import as_predictor, attribute, baseline_images, encoders, instances
 from ..models.cmusnet import CMUSNet, encode_real
 
-# %% ../../nbs/explain/01_audit.ipynb #c011
+# %% ../../nbs/explain/01_audit.ipynb #c013
 def _read_manifest(
     root: Path,  # Folder with manifest.csv
 ) -> pd.DataFrame:  # All columns as text, and `key`: the text of `informative` or `key_instance`
@@ -61,7 +61,7 @@ def _read_manifest(
         raise ValueError(f"{file} lacks the columns {', '.join(missing)}. It has {list(table.columns)}.")
     return table.assign(key=table[key])
 
-# %% ../../nbs/explain/01_audit.ipynb #c012
+# %% ../../nbs/explain/01_audit.ipynb #c014
 def _mask_files(
     root: Path,  # Folder of the manifest
     table: pd.DataFrame,  # From `_read_manifest`
@@ -74,7 +74,7 @@ def _mask_files(
     files = [root / 'masks' / f'{Path(path).stem}.png' for path in table.path]
     return [file if needed or file.is_file() else None for file, needed in zip(files, required)]
 
-# %% ../../nbs/explain/01_audit.ipynb #c013
+# %% ../../nbs/explain/01_audit.ipynb #c015
 def _annotations(
     root: Path,  # Folder of the manifest
     table: pd.DataFrame,  # From `_read_manifest`
@@ -97,7 +97,7 @@ def _annotations(
     columns['path'] = [root / path for path in table.path]
     return pd.DataFrame(columns, index=index)
 
-# %% ../../nbs/explain/01_audit.ipynb #c014
+# %% ../../nbs/explain/01_audit.ipynb #c016
 class GroundTruth:
     "What is known about each image: whether it is informative, and where its evidence is."
 
@@ -118,7 +118,7 @@ class GroundTruth:
         root = Path(folder).expanduser()
         return cls(_annotations(root, _read_manifest(root)), root)
 
-# %% ../../nbs/explain/01_audit.ipynb #c015
+# %% ../../nbs/explain/01_audit.ipynb #c017
 @patch
 def _row(self: GroundTruth, patient, name):
     "What is known about one image."
@@ -129,7 +129,7 @@ def _row(self: GroundTruth, patient, name):
         )
     return self.images.loc[(patient, name)]
 
-# %% ../../nbs/explain/01_audit.ipynb #c016
+# %% ../../nbs/explain/01_audit.ipynb #c018
 @patch
 def informative(
     self: GroundTruth,
@@ -138,7 +138,7 @@ def informative(
     "Which TEM images of a case show signs of its class."
     return np.array([bool(self._row(case.patient, name).informative) for name in case.names['TEM']], bool)
 
-# %% ../../nbs/explain/01_audit.ipynb #c017
+# %% ../../nbs/explain/01_audit.ipynb #c019
 @patch
 def mask(
     self: GroundTruth,
@@ -161,7 +161,7 @@ def mask(
         evidence = file.convert('L').point(lambda v: 255 if v else 0)
         return np.asarray(evidence.resize((size, size), Image.Resampling.NEAREST)) > 0
 
-# %% ../../nbs/explain/01_audit.ipynb #c018
+# %% ../../nbs/explain/01_audit.ipynb #c020
 @patch
 def masks(
     self: GroundTruth,
@@ -179,14 +179,14 @@ def masks(
     names = {m: case.names[m] if m == 'TEM' else [case.names[m]] for m in MODALITIES}
     return {m: [evidence(name) for name in names[m]] for m in MODALITIES}
 
-# %% ../../nbs/explain/01_audit.ipynb #c024
+# %% ../../nbs/explain/01_audit.ipynb #c026
 class Score(NamedTuple):
     "A score, and what it would be by chance."
 
     value: float
     chance: float
 
-# %% ../../nbs/explain/01_audit.ipynb #c025
+# %% ../../nbs/explain/01_audit.ipynb #c027
 def _hit_area(
     mask: np.ndarray,  # Evidence of an image, bool [H,W]
     tolerance: float,  # px at 224 px
@@ -194,7 +194,7 @@ def _hit_area(
     "The pixels that count as hits."
     return distance_transform_edt(~mask) <= tolerance * len(mask) / 224
 
-# %% ../../nbs/explain/01_audit.ipynb #c026
+# %% ../../nbs/explain/01_audit.ipynb #c028
 def pointing_game(
     a: np.ndarray,  # Attribution of one image, [H,W]
     mask: np.ndarray,  # Its evidence, bool [H,W]
@@ -204,7 +204,7 @@ def pointing_game(
     hits = _hit_area(mask, tolerance)
     return Score(float(hits[a >= a.max()].mean()), float(hits.mean()))
 
-# %% ../../nbs/explain/01_audit.ipynb #c027
+# %% ../../nbs/explain/01_audit.ipynb #c029
 def mass_inside(
     a: np.ndarray,  # Attribution of one image, [H,W]
     mask: np.ndarray,  # Its evidence, bool [H,W]
@@ -215,7 +215,7 @@ def mass_inside(
     total = positive.sum()
     return Score(float(positive[mask].sum() / total) if total > 0 else chance, chance)
 
-# %% ../../nbs/explain/01_audit.ipynb #c033
+# %% ../../nbs/explain/01_audit.ipynb #c035
 def bag_auc(
     score: Iterable[float],  # Score of each image of one bag, [N]
     informative: Iterable[bool],  # Which are informative, [N]
@@ -226,7 +226,7 @@ def bag_auc(
         return np.nan
     return float(roc_auc_score(informative, np.asarray(score, float)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c037
+# %% ../../nbs/explain/01_audit.ipynb #c039
 def _map_from_images(
     case: Case,
     function: Callable,  # Image [3,H,W] → map [H,W]
@@ -240,7 +240,7 @@ def _map_from_images(
     om, im, tem = maps
     return Attribution(name, '', '', om[0], im[0], tem[: case.n], signed=False)
 
-# %% ../../nbs/explain/01_audit.ipynb #c038
+# %% ../../nbs/explain/01_audit.ipynb #c040
 def edge_map(
     case: Case,
 ) -> Attribution:
@@ -252,7 +252,7 @@ def edge_map(
 
     return _map_from_images(case, edges, 'edges')
 
-# %% ../../nbs/explain/01_audit.ipynb #c039
+# %% ../../nbs/explain/01_audit.ipynb #c041
 def random_map(
     case: Case,
     seed: int = 0,
@@ -265,7 +265,7 @@ def random_map(
 
     return _map_from_images(case, noise, 'random')
 
-# %% ../../nbs/explain/01_audit.ipynb #c044
+# %% ../../nbs/explain/01_audit.ipynb #c045
 def _block_numbers(
     side: int,  # Blocks along a side
     size: int,  # Pixels along a side
@@ -274,7 +274,7 @@ def _block_numbers(
     position = np.minimum(np.arange(size) * side // size, side - 1)
     return position[:, None] * side + position
 
-# %% ../../nbs/explain/01_audit.ipynb #c045
+# %% ../../nbs/explain/01_audit.ipynb #c046
 def block_order(
     maps: list,  # Attributions of all images of a modality, [H,W] each; None where there is no image
     side: int = 14,  # Blocks along an image's side
@@ -295,7 +295,7 @@ def block_order(
         order[i] = ranks[blocks]
     return order
 
-# %% ../../nbs/explain/01_audit.ipynb #c046
+# %% ../../nbs/explain/01_audit.ipynb #c047
 def _mix_with_baseline(
     images: Tensor,  # Of one modality, [N,3,H,W]
     base: Tensor,  # Baseline, [N,3,H,W]
@@ -308,7 +308,7 @@ def _mix_with_baseline(
     inserted = [torch.where(order < share, images, base) for share in shares]
     return torch.stack([*removed, base, *inserted])
 
-# %% ../../nbs/explain/01_audit.ipynb #c047
+# %% ../../nbs/explain/01_audit.ipynb #c048
 def _probabilities_of_images(
     predictor: CasePredictor,
     case: Case,
@@ -324,14 +324,14 @@ def _probabilities_of_images(
     maps[i] = torch.cat([case.maps[i], encoded])
     return predictor.calibrate(model.head(*zip(maps, masks)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c048
+# %% ../../nbs/explain/01_audit.ipynb #c049
 class RemovalCurves(NamedTuple):
     "Probability of a class at 0, 1/steps, …, 1 of the blocks."
 
     deletion: np.ndarray  # While the hottest blocks are removed, [steps+1]
     insertion: np.ndarray  # While they are inserted into the baseline, [steps+1]
 
-# %% ../../nbs/explain/01_audit.ipynb #c049
+# %% ../../nbs/explain/01_audit.ipynb #c050
 @torch.no_grad()
 def removal_curves(
     predictor: CasePredictor,
@@ -354,7 +354,7 @@ def removal_curves(
     whole, empty = p[0], p[steps]
     return RemovalCurves(p[: steps + 1], np.r_[empty, p[steps + 1 :], whole])
 
-# %% ../../nbs/explain/01_audit.ipynb #c050
+# %% ../../nbs/explain/01_audit.ipynb #c051
 def curve_area(
     curve: Iterable[float],  # Values at evenly spaced shares from 0 to 1
 ) -> float:
@@ -362,7 +362,7 @@ def curve_area(
     curve = np.asarray(curve, float)
     return float(trapezoid(curve, dx=1 / (len(curve) - 1)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c058
+# %% ../../nbs/explain/01_audit.ipynb #c059
 def _pixels_of_both(
     a: Attribution,
     b: Attribution,
@@ -379,7 +379,7 @@ def _is_constant(x):
     "Whether all values are equal, up to rounding."
     return np.ptp(x) <= 1e-9 * np.abs(x).max()
 
-# %% ../../nbs/explain/01_audit.ipynb #c059
+# %% ../../nbs/explain/01_audit.ipynb #c060
 def rank_similarity(
     a: Attribution,
     b: Attribution,  # Of the same case, or of another one
@@ -397,7 +397,7 @@ def rank_similarity(
         return np.nan if all(constant) else 0.0
     return float(spearmanr(x, y).statistic)
 
-# %% ../../nbs/explain/01_audit.ipynb #c060
+# %% ../../nbs/explain/01_audit.ipynb #c061
 def add_noise(
     case: Case,
     std: float,  # Standard deviation, of full scale
@@ -412,7 +412,7 @@ def add_noise(
         images.append(torch.where(mask[..., None, None, None], noisy, x))
     return replace(case, images=tuple(images))
 
-# %% ../../nbs/explain/01_audit.ipynb #c064
+# %% ../../nbs/explain/01_audit.ipynb #c065
 @torch.no_grad()
 def _shuffle_weights(
     module: nn.Module,
@@ -424,7 +424,7 @@ def _shuffle_weights(
         order = torch.randperm(p.numel(), generator=generator).to(p.device)
         p.copy_(p.flatten()[order].view_as(p))
 
-# %% ../../nbs/explain/01_audit.ipynb #c065
+# %% ../../nbs/explain/01_audit.ipynb #c066
 @torch.no_grad()
 def _update_batch_norms(
     model: CMUSNet,
@@ -447,7 +447,7 @@ def _update_batch_norms(
     for norm in norms:
         norm.eval()
 
-# %% ../../nbs/explain/01_audit.ipynb #c066
+# %% ../../nbs/explain/01_audit.ipynb #c067
 def randomise(
     predictor: CasePredictor,
     what: str = 'head',  # 'head', or 'all': the encoders too
@@ -466,7 +466,7 @@ def randomise(
     result.model = model
     return result
 
-# %% ../../nbs/explain/01_audit.ipynb #c070
+# %% ../../nbs/explain/01_audit.ipynb #c071
 # 1: a large score is good; -1: a small score is good
 CHECKS = dict(
     pointing=1,
@@ -485,7 +485,7 @@ SLOW_METHODS = ('ig', 'gradient_shap', 'occlusion', 'ablation')  # Many passes f
 MIN_PATIENTS = 5  # Patients, or groups, for a verdict
 MAX_SIMILARITY = 0.5  # To the map of a random network; above, a map does not depend on what was learnt
 
-# %% ../../nbs/explain/01_audit.ipynb #c071
+# %% ../../nbs/explain/01_audit.ipynb #c072
 def _same_weights(
     a: nn.Module,
     b: nn.Module,  # Of the same architecture
@@ -494,7 +494,7 @@ def _same_weights(
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
-# %% ../../nbs/explain/01_audit.ipynb #c072
+# %% ../../nbs/explain/01_audit.ipynb #c073
 @dataclass
 class Auditor:
     "The checks of one trained model, case by case."
@@ -518,7 +518,7 @@ class Auditor:
             pairs = zip(encoders(other.model), encoders(self.predictor.model))
             self._same_encoders.append(all(_same_weights(a, b) for a, b in pairs))
 
-# %% ../../nbs/explain/01_audit.ipynb #c073
+# %% ../../nbs/explain/01_audit.ipynb #c074
 @patch
 def attribution(
     self: Auditor,
@@ -541,7 +541,7 @@ def _attribute(self: Auditor, predictor, case, method, target):
     "An attribution with the auditor's options; not stored."
     return attribute(predictor, case, method, target, **self.options.get(method, {}))
 
-# %% ../../nbs/explain/01_audit.ipynb #c074
+# %% ../../nbs/explain/01_audit.ipynb #c075
 @patch
 def keep_patients(
     self: Auditor,
@@ -551,7 +551,7 @@ def keep_patients(
     patients = set(patients)
     self.attributions = {key: a for key, a in self.attributions.items() if key[0] in patients}
 
-# %% ../../nbs/explain/01_audit.ipynb #c075
+# %% ../../nbs/explain/01_audit.ipynb #c076
 @patch
 def random_predictors(
     self: Auditor,
@@ -565,7 +565,7 @@ def random_predictors(
         )
     return self._randomised
 
-# %% ../../nbs/explain/01_audit.ipynb #c077
+# %% ../../nbs/explain/01_audit.ipynb #c078
 def _location_scores(
     pairs: list,  # (attribution, evidence), [H,W] each
     tolerance: float,  # Of the pointing game, px at 224 px
@@ -577,7 +577,7 @@ def _location_scores(
     )
     return {check: np.mean(values, 0) for check, values in scores.items()}
 
-# %% ../../nbs/explain/01_audit.ipynb #c078
+# %% ../../nbs/explain/01_audit.ipynb #c079
 @patch
 def check_location(
     self: Auditor,
@@ -598,7 +598,7 @@ def check_location(
             records.append(dict(check=check, method=method, modality=m, value=value, chance=chance))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c079
+# %% ../../nbs/explain/01_audit.ipynb #c080
 def bag_scores(
     predictor: CasePredictor,
     case: Case,
@@ -617,7 +617,7 @@ def bag_scores(
         records.append(dict(check='instances', method=name, modality='TEM', value=value, chance=0.5))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c080
+# %% ../../nbs/explain/01_audit.ipynb #c081
 @patch
 def check_bag(
     self: Auditor,
@@ -634,7 +634,7 @@ def check_bag(
             scores[method] = [np.clip(a, 0, None).sum() for a in maps]
     return bag_scores(self.predictor, case, self.truth, **scores)
 
-# %% ../../nbs/explain/01_audit.ipynb #c081
+# %% ../../nbs/explain/01_audit.ipynb #c082
 @patch
 def instance_table(
     self: Auditor,
@@ -646,14 +646,14 @@ def instance_table(
     table = instances(self.predictor, case)[['name', 'weight', 'share', 'contribution']]
     return table.assign(informative=self.truth.informative(case), patient=case.patient)
 
-# %% ../../nbs/explain/01_audit.ipynb #c082
+# %% ../../nbs/explain/01_audit.ipynb #c083
 @patch
 def _removal_curves(self: Auditor, case, modality, maps, rng) -> RemovalCurves:
     "Deletion and insertion in the order of these maps; `rng` orders equal blocks."
     order = block_order(maps, seed=int(rng.integers(1 << 31)))
     return removal_curves(self.predictor, case, modality, order, steps=self.steps)
 
-# %% ../../nbs/explain/01_audit.ipynb #c083
+# %% ../../nbs/explain/01_audit.ipynb #c084
 def _removal_records(
     method: str,
     modality: str,
@@ -669,7 +669,7 @@ def _removal_records(
         records.append(record)
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c084
+# %% ../../nbs/explain/01_audit.ipynb #c085
 @patch
 def check_removal(
     self: Auditor,
@@ -690,7 +690,7 @@ def check_removal(
                 records += _removal_records(method, m, curves, np.mean(draws, 0))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c085
+# %% ../../nbs/explain/01_audit.ipynb #c086
 @patch
 def _repeated(
     self: Auditor,
@@ -709,7 +709,7 @@ def _repeated(
             repeats.append(('seeds', self._attribute(other, encoded, method, k)))
         yield method, repeats
 
-# %% ../../nbs/explain/01_audit.ipynb #c086
+# %% ../../nbs/explain/01_audit.ipynb #c087
 @patch
 def check_stability(
     self: Auditor,
@@ -734,7 +734,7 @@ def check_stability(
                     records.append(dict(check=check, method=method, modality=m, value=value, chance=chance))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c087
+# %% ../../nbs/explain/01_audit.ipynb #c088
 @patch
 def check_sanity(
     self: Auditor,
@@ -755,7 +755,7 @@ def check_sanity(
                 records.append(record | dict(value=value, chance=MAX_SIMILARITY))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c091
+# %% ../../nbs/explain/01_audit.ipynb #c092
 def _verdict(check, low, high, chance):
     "Whether an interval lies on the right side of chance."
     if not np.isfinite([low, high]).all():
@@ -768,7 +768,7 @@ def _verdict(check, low, high, chance):
         return 'holds'
     return 'fails' if high < 0 else 'undecided'
 
-# %% ../../nbs/explain/01_audit.ipynb #c092
+# %% ../../nbs/explain/01_audit.ipynb #c093
 def _half_width(
     scores: pd.DataFrame,  # One row per patient: group, value, chance
     check: str,  # One of `CHECKS`
@@ -789,7 +789,7 @@ def _half_width(
         half = max(half, 1 - wilson(groups, groups, level)[0])
     return half
 
-# %% ../../nbs/explain/01_audit.ipynb #c093
+# %% ../../nbs/explain/01_audit.ipynb #c094
 def _summarise(
     scores: pd.DataFrame,  # One row per patient: group, value, chance
     check: str,  # One of `CHECKS`
@@ -805,7 +805,7 @@ def _summarise(
         verdict = _verdict(check, low, high, chance)
     return dict(estimate=estimate, low=low, high=high, chance=chance, n=len(scores), verdict=verdict)
 
-# %% ../../nbs/explain/01_audit.ipynb #c094
+# %% ../../nbs/explain/01_audit.ipynb #c095
 def audit_table(
     records: list[dict] | pd.DataFrame,  # check, method, modality, patient, group, value, chance
     level: float = 0.95,  # Of the intervals
@@ -823,7 +823,7 @@ def audit_table(
     table = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=key))
     return table.loc[sorted(table.index, key=lambda names: list(CHECKS).index(names[0]))]
 
-# %% ../../nbs/explain/01_audit.ipynb #c098
+# %% ../../nbs/explain/01_audit.ipynb #c099
 def compare_with(
     records: list[dict] | pd.DataFrame,  # As for `audit_table`
     method: str = 'edges',  # Its values become the chance level
@@ -835,7 +835,7 @@ def compare_with(
     others = df[df.method != method].drop(columns='chance').join(reference, on=key)
     return others[others.chance.notna()]
 
-# %% ../../nbs/explain/01_audit.ipynb #c101
+# %% ../../nbs/explain/01_audit.ipynb #c102
 def select_patients(
     cohort: Cohort,
     n: int | None = None,  # How many; None: all
@@ -850,7 +850,7 @@ def select_patients(
     turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
     return [str(patient) for patient in turns[:n]]
 
-# %% ../../nbs/explain/01_audit.ipynb #c102
+# %% ../../nbs/explain/01_audit.ipynb #c103
 def audit_case(
     auditor: Auditor,
     case: Case,
@@ -875,7 +875,7 @@ def audit_case(
         records += auditor.check_stability(case, partner, again) + auditor.check_sanity(case, again)
     return [dict(patient=case.patient, group=group, **record) for record in records]
 
-# %% ../../nbs/explain/01_audit.ipynb #c103
+# %% ../../nbs/explain/01_audit.ipynb #c104
 def _records(
     auditor: Auditor,
     cohort: Cohort,
@@ -898,7 +898,7 @@ def _records(
         auditor.keep_patients([patient] if i else patients[:2])
         partner = case
 
-# %% ../../nbs/explain/01_audit.ipynb #c104
+# %% ../../nbs/explain/01_audit.ipynb #c105
 def audit(
     learn: Any,  # `CMUSLearner` or `CasePredictor`
     truth: str | Path | GroundTruth,  # Folder of a phantom or of annotated images, or a `GroundTruth`
@@ -927,7 +927,7 @@ def audit(
     table.attrs['records'] = records
     return table
 
-# %% ../../nbs/explain/01_audit.ipynb #c105
+# %% ../../nbs/explain/01_audit.ipynb #c106
 def _cohort_of(learn):
     "The validation patients of a learner."
     if isinstance(learn, CasePredictor):
@@ -937,7 +937,7 @@ def _cohort_of(learn):
         )
     return learn.dls.cohorts[1]
 
-# %% ../../nbs/explain/01_audit.ipynb #c107
+# %% ../../nbs/explain/01_audit.ipynb #c108
 CHECK_LABELS = dict(
     pointing='pointing game ↑',
     mass='mass in evidence ↑',
@@ -955,7 +955,7 @@ VERDICT_STYLES = dict(
     fails=dict(color=OKABE_ITO[1], marker='X', mfc=OKABE_ITO[1]),
 )
 
-# %% ../../nbs/explain/01_audit.ipynb #c108
+# %% ../../nbs/explain/01_audit.ipynb #c109
 def _plot_scores(
     ax: Axes,
     scores: pd.DataFrame,  # Of one check and modality; index: methods
@@ -978,7 +978,7 @@ def _plot_scores(
     ax.margins(x=0.08)
     ax.locator_params(axis='x', nbins=4)
 
-# %% ../../nbs/explain/01_audit.ipynb #c109
+# %% ../../nbs/explain/01_audit.ipynb #c110
 def select_scores(
     table: pd.DataFrame,  # From `audit_table`
     check: str,  # One of `CHECKS`
@@ -989,7 +989,7 @@ def select_scores(
     modalities = table.index.get_level_values('modality')
     return table[(checks == check) & (modalities == modality)].droplevel(['check', 'modality'])
 
-# %% ../../nbs/explain/01_audit.ipynb #c110
+# %% ../../nbs/explain/01_audit.ipynb #c111
 def _plot_modality(
     axs: np.ndarray,  # One for each check
     table: pd.DataFrame,  # From `audit_table`
@@ -1013,7 +1013,7 @@ def _plot_modality(
             ax.set_yticklabels([])
         labelled = True
 
-# %% ../../nbs/explain/01_audit.ipynb #c111
+# %% ../../nbs/explain/01_audit.ipynb #c112
 def plot_audit(
     table: pd.DataFrame,  # From `audit` or `audit_table`
 ) -> Figure:
@@ -1032,7 +1032,7 @@ def plot_audit(
         _plot_modality(row, table, checks, m, names)
     return fig
 
-# %% ../../nbs/explain/01_audit.ipynb #c117
+# %% ../../nbs/explain/01_audit.ipynb #c118
 class UniformAttention(nn.Module):
     "CMSA with uniform attention: every token of the query gets the mean of the context's values."
 
@@ -1058,7 +1058,7 @@ class UniformAttention(nn.Module):
         tokens, places = query.flatten(2).shape[2], context.flatten(2).shape[2]
         return output, value.new_full((len(context), heads, tokens, places), 1 / places)
 
-# %% ../../nbs/explain/01_audit.ipynb #c118
+# %% ../../nbs/explain/01_audit.ipynb #c119
 @contextmanager
 def uniform_attention(
     model: CMUSNet,  # With CMSA in its fusion
@@ -1074,7 +1074,7 @@ def uniform_attention(
     finally:
         fusion.cmsa = cmsa
 
-# %% ../../nbs/explain/01_audit.ipynb #c119
+# %% ../../nbs/explain/01_audit.ipynb #c120
 def _concentration(
     weights: Tensor,  # Attention of T tokens to T' places, [heads,T,T']
 ) -> dict:  # peak, focus
@@ -1084,7 +1084,7 @@ def _concentration(
     places = a.shape[1]
     return dict(peak=float(a.mean(0).max() * places), focus=float(1 - entropy / np.log(places)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c120
+# %% ../../nbs/explain/01_audit.ipynb #c121
 def attention_effect(
     predictor: CasePredictor,
     case: Case,
