@@ -9,7 +9,7 @@ encoders whose maps are kept, the same seed and no label smoothing, with three k
 Training runs for a fixed number of epochs; test patients decide nothing. Each repeat has folds and seeds
 of its own; printed are medians
 over repeats. Each figure is computed from the same probabilities with the
-reading that serves it best (`choose_stages_for`): accuracy from the most probable stage, kappa (quadratic-
+reading that serves it best (`choose_stages`): accuracy from the most probable stage, kappa (quadratic-
 weighted) and MAE (mean absolute stage
 error) from their own. Intervals, 95 %, are by bootstrap over patients, all folds together. The last row
 is the best that any reader of all
@@ -28,7 +28,7 @@ from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.training.learner import cmus_learner
 from cmus_fastai.training.losses import MultiLoss
 from cmus_fastai.training.heads import HEADS, ordinal_heads
-from cmus_fastai.evaluation.ordinal import choose_stages_for, stage_cohort, stage_limits, stage_metrics
+from cmus_fastai.evaluation.ordinal import choose_stages, stage_cohort, stage_limits, stage_metrics
 from cmus_fastai.data.phantom import make_phantom
 
 GOALS = dict(accuracy='accuracy', kappa='kappa', mae='MAE')
@@ -69,7 +69,7 @@ def figures(preds):
     "Each figure with its interval, from the reading that serves it, and the log loss."
     out = {}
     for g in GOALS:
-        e = stage_metrics(choose_stages_for(preds, g)).loc[g]
+        e = stage_metrics(choose_stages(preds, g)).loc[g]
         out |= {g: e.estimate, f'{g}_low': e.low, f'{g}_high': e.high}
     return out | dict(
         log_loss=float(-np.mean(np.log([max(r[f'p_{r.label}'], 1e-12) for _, r in preds.iterrows()])))
