@@ -235,11 +235,14 @@ def check_style():
 
 
 def check_columns():
-    "No exported line is longer than 110 columns, URLs apart."
-    return ''.join(f'{path.relative_to(root)}:{number}: {len(line)} columns\n'
-                   for path in modules().values()
-                   for number, line in enumerate(path.read_text().splitlines(), 1)
-                   if len(line) > 110 and 'http' not in line and not line.startswith('# %% '))
+    "No exported line is longer than 110 columns; URLs and the __all__ that nbdev writes apart."
+    complaints = []
+    for path in modules().values():
+        written = re.sub(r'^__all__ = \[.*?\]$', '', path.read_text(), count=1, flags=re.M | re.S)
+        long = [line for line in written.splitlines() if len(line) > 110 and 'http' not in line]
+        where = path.relative_to(root)
+        complaints += [f"{where}: {line[:60]} …\n" for line in long if not line.startswith("# %% ")]
+    return ''.join(complaints)
 
 
 def check_types():
