@@ -367,7 +367,7 @@ def _new_learner(dls, model, preset, cbs, loss_func, lr, wd, **kwargs):
 def plot_top_losses(x: CaseBatch, y: torch.Tensor, samples, outs, raws, losses, max_tem=6, **kwargs):
     "Show the patients with the largest losses, one per row."
     columns = 2 + max_tem
-    size = 1.35 * columns, 1.6 * len(samples)
+    size = 1.35 * columns, 1.85 * len(samples)
     fig, axs = plt.subplots(len(samples), columns, figsize=size, squeeze=False, dpi=80)
     for row, sample, out, probs, loss in zip(axs, samples, outs, raws, losses):
         om, im, tem, label = sample
