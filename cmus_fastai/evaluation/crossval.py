@@ -772,4 +772,4 @@ def join_cohorts(
         digests={**train.digests, **test.digests},
         leaky=train.leaky or test.leaky,
     )
-    return both, [(np.arange(len(train)), np.arange(len(train), len(both)))]
+    return both, [(np.arange(len(train.df)), np.arange(len(train.df), len(both.df)))]
