@@ -25,7 +25,7 @@ import torch
 from fastai.data.block import CategoryBlock, DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import IndexSplitter, IntToFloatTensor, ItemGetter
-from fastai.torch_core import TensorBase, TensorCategory, TensorImage, default_device, to_cpu
+from fastai.torch_core import TensorBase, TensorImage, default_device, to_cpu
 from fastcore.all import L, defaults, delegates, fastuple, patch
 from fastprogress.fastprogress import progress_bar
 from fasttransform import ItemTransform, Transform
