@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np
@@ -20,7 +21,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from captum.attr import FeatureAblation, GradientShap, IntegratedGradients
-from captum.attr import LayerGradCam, Occlusion, ShapleyValues
+from captum.attr import LayerGradCam, Occlusion
 from fastai.torch_core import no_random
 from fastcore.basics import patch
 from matplotlib import colormaps
@@ -968,6 +969,21 @@ def plot_attribution(
     return fig
 
 # %% ../../nbs/explain/00_attribution.ipynb #c108
+def _subset_probabilities(
+    predictor: CasePredictor,
+    case: Case,
+    target: int,  # Number of the class
+    output: str,  # One of `OUTPUTS`
+) -> dict[tuple, float]:  # (with OM, with IM, with TEM) → probability, for all 8 subsets
+    "Probability of a class with each subset of the modalities."
+    subsets = list(product([False, True], repeat=3))
+    chosen = torch.tensor(subsets, device=case.masks[0].device)  # [8,3]
+    om, im, tem = case.masks
+    masks = om & chosen[:, 0], im & chosen[:, 1], tem & chosen[:, 2, None]
+    p = _masked_probabilities(predictor, case, masks, output)[:, target]
+    return dict(zip(subsets, p.tolist()))
+
+# %% ../../nbs/explain/00_attribution.ipynb #c109
 def shapley(
     predictor: CasePredictor,
     case: Case,
@@ -975,20 +991,18 @@ def shapley(
     output: str = 'fusion',  # Whose probability, one of `OUTPUTS`
 ) -> pd.Series:  # OM, IM, TEM (0 if missing); nothing, all: probability without and with images
     "Exact Shapley values of the modalities."
+    p = _subset_probabilities(predictor, case, predictor.target(case, target), output)
+    values = [0.0, 0.0, 0.0]
+    for order in permutations(range(3)):
+        added = [False, False, False]
+        for i in order:
+            before = p[tuple(added)]
+            added[i] = True
+            values[i] += (p[tuple(added)] - before) / 6
+    ends = dict(nothing=p[False, False, False], all=p[True, True, True])
+    return pd.Series(dict(zip(MODALITIES, values)) | ends, dtype=float)
 
-    def probabilities(*masks):  # 1 where there is an image, else 0
-        return _masked_probabilities(predictor, case, [mask.bool() for mask in masks], output)
-
-    k = predictor.target(case, target)
-    masks = tuple(mask.float() for mask in case.masks)
-    modality = tuple(torch.full_like(mask, i, dtype=torch.long) for i, mask in enumerate(case.masks))
-    values = ShapleyValues(probabilities).attribute(masks, target=k, feature_mask=modality)
-    result = {m: value.flatten()[0].item() for m, value in zip(MODALITIES, values)}
-    result['nothing'] = probabilities(*(0 * mask for mask in masks))[0, k].item()
-    result['all'] = probabilities(*masks)[0, k].item()
-    return pd.Series(result, dtype=float)
-
-# %% ../../nbs/explain/00_attribution.ipynb #c109
+# %% ../../nbs/explain/00_attribution.ipynb #c110
 def cohort_shapley(
     predictor: CasePredictor,
     cohort: Iterable,  # Patients: a `Cohort`, or rows of one
