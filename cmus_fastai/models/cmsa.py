@@ -31,7 +31,8 @@ class CMSA(nn.Module):
         super().__init__()
         if dim % heads:
             raise ValueError(
-                f"{dim} channels cannot be shared evenly by {heads} heads: choose heads so that they divide dim"
+                f"{dim} channels cannot be shared evenly by {heads} heads: "
+                "choose heads so that they divide dim"
             )
         self.heads = heads
         self.split_heads = split_heads
