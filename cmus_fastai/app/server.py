@@ -8,7 +8,6 @@ __all__ = ['show_explorer', 'serve_explorer']
 # %% ../../nbs/app/02_server.ipynb #c005
 import json
 import secrets
-import sys
 import tempfile
 import threading
 import warnings

@@ -16,13 +16,12 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from fastai.torch_core import distrib_barrier, num_distrib, rank_distrib
 from ..core import MODALITIES, OKABE_ITO, check_overlap, environment, write_file
 from ..data.cohort import Cohort
 from .calibration import compare_many
-from .crossval import CrossValidation, cross_validate, make_folds
+from .crossval import CrossValidation, cross_validate
 from .holdout import BASELINE_C, pooled_features
 from .metrics import evaluate, logistic_baseline, quiet_axes
 from ..models.aggregators import aggregators
