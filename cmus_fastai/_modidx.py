@@ -353,6 +353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'cmus_fastai/data/bag.py'),
                                       'cmus_fastai.data.bag.TriModalDL.shuffle_fn': ( 'data/bag.html#trimodaldl.shuffle_fn',
                                                                                       'cmus_fastai/data/bag.py'),
+                                      'cmus_fastai.data.bag._CopySettings': ('data/bag.html#_copysettings', 'cmus_fastai/data/bag.py'),
                                       'cmus_fastai.data.bag._ImageKey': ('data/bag.html#_imagekey', 'cmus_fastai/data/bag.py'),
                                       'cmus_fastai.data.bag._Job': ('data/bag.html#_job', 'cmus_fastai/data/bag.py'),
                                       'cmus_fastai.data.bag._apply_symmetry': ('data/bag.html#_apply_symmetry', 'cmus_fastai/data/bag.py'),

@@ -566,6 +566,14 @@ def _copy_names(
     return names
 
 # %% ../../nbs/data/05_bag.ipynb #c077
+class _CopySettings(NamedTuple):
+    "How copies are made."
+
+    folder: Path  # Folder of all copies
+    size: int  # Side of the square copies in px
+    resample: str  # How images are resized
+
+# %% ../../nbs/data/05_bag.ipynb #c078
 def _write_copy(
     key: _ImageKey,
     target: Path,  # The copy
@@ -581,7 +589,7 @@ def _write_copy(
     write_file(target, png.getvalue())
     return dict(copy=digest(png.getvalue()), bytes=len(png.getvalue()))
 
-# %% ../../nbs/data/05_bag.ipynb #c078
+# %% ../../nbs/data/05_bag.ipynb #c079
 def _is_current(
     note: dict,  # What `resized.json` says about the copy
     made_from: dict,  # digest, size and resample of the copy that is wanted
@@ -592,7 +600,7 @@ def _is_current(
         return False
     return target.is_file() and target.stat().st_size == note['bytes']
 
-# %% ../../nbs/data/05_bag.ipynb #c079
+# %% ../../nbs/data/05_bag.ipynb #c080
 def _copy_image(
     key: _ImageKey,
     name: str,  # Of the copy, below the folder
@@ -614,7 +622,7 @@ def _copy_image(
         raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
     return dict(source=str(key.source), **made_from, **_write_copy(key, target, settings))
 
-# %% ../../nbs/data/05_bag.ipynb #c080
+# %% ../../nbs/data/05_bag.ipynb #c081
 def _check_folder(
     folder: Path,  # Where the copies go
     sources: Iterable[Path],  # The originals
@@ -632,7 +640,7 @@ def _check_folder(
             'so that no file of yours is replaced'
         )
 
-# %% ../../nbs/data/05_bag.ipynb #c081
+# %% ../../nbs/data/05_bag.ipynb #c082
 def _load_notes(
     folder: Path,  # Folder of all copies
 ) -> dict[str, dict]:  # Name of a copy → what is known about it
@@ -647,12 +655,12 @@ def _load_notes(
             f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c082
+# %% ../../nbs/data/05_bag.ipynb #c083
 def _save_notes(folder: Path, notes: dict[str, dict]) -> None:
     "Write `resized.json`."
     write_file(folder / 'resized.json', json.dumps(dict(copies=notes)))
 
-# %% ../../nbs/data/05_bag.ipynb #c083
+# %% ../../nbs/data/05_bag.ipynb #c084
 class _Job(NamedTuple):
     "A copy to be made."
 
@@ -660,7 +668,7 @@ class _Job(NamedTuple):
     name: str  # Of the copy, below the folder
     make: Callable[[], dict]  # Returns the note
 
-# %% ../../nbs/data/05_bag.ipynb #c084
+# %% ../../nbs/data/05_bag.ipynb #c085
 def _note_of(
     job: _Job,
     future: Future,  # The job's result
@@ -674,7 +682,7 @@ def _note_of(
             'Fix this and call resized again: finished copies are kept'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c085
+# %% ../../nbs/data/05_bag.ipynb #c086
 def _make_copies(
     pool: Executor,  # Runs the jobs
     jobs: list[_Job],
@@ -700,7 +708,7 @@ def _make_copies(
         if n_unsaved:
             _save_notes(folder, notes)
 
-# %% ../../nbs/data/05_bag.ipynb #c086
+# %% ../../nbs/data/05_bag.ipynb #c087
 def _cohort_of_copies(
     cohort: Cohort,  # Of the originals
     folder: Path,  # Folder of all copies
@@ -718,7 +726,7 @@ def _cohort_of_copies(
     digests = {folder / name: notes[name]['copy'] for name in names.values()}
     return Cohort(df, cohort.classes, cohort.findings, folder, cohort.name, digests, cohort.leaky)
 
-# %% ../../nbs/data/05_bag.ipynb #c087
+# %% ../../nbs/data/05_bag.ipynb #c088
 @patch
 def resized(
     self: Cohort,
