@@ -41,7 +41,7 @@ def save_model(
         version=__version__,
         classes=list(classes),
         size=size,
-        resample=model.om.interpolation,
+        resample=model.get_submodule('om').interpolation,
         model=model.config,
         info=info,
     )

@@ -18,7 +18,7 @@ from ..models.cmusnet import CMUSHead, CMUSNet, CMUSOutput
 from .losses import BRANCHES, LOSS_TERMS, MultiLoss, batch_share
 
 # %% ../../nbs/training/02_balance.ipynb #c009
-LOSS_WEIGHTS = {
+LOSS_WEIGHTS: dict[str, dict] = {
     'published': dict(fusion=1.0, om=0.3, im=0.5, tem=0.2),  # Long et al. 2025
     'equal': dict(fusion=1.0, om=1.0, im=1.0, tem=1.0),
     'fusion': dict(fusion=1.0, om=0.0, im=0.0, tem=0.0),  # the branches do not learn
@@ -35,9 +35,16 @@ class UncertaintyLoss(MultiLoss):
         label_smoothing: float = 0.0,  # As in `torch.nn.functional.cross_entropy`
         reduction: str = 'mean',  # 'mean' over patients, 'sum', or 'none'
     ):
-        equal = dict.fromkeys(LOSS_TERMS, 1.0)
-        options = dict(class_weight=class_weight, label_smoothing=label_smoothing, reduction=reduction)
-        super().__init__(**equal, aux=aux, **options)
+        super().__init__(
+            om=1.0,
+            im=1.0,
+            tem=1.0,
+            fusion=1.0,
+            aux=aux,
+            class_weight=class_weight,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+        )
         self.log_variances = nn.Parameter(torch.zeros(len(LOSS_TERMS)))  # s of 'fusion', 'om', 'im', 'tem'
 
     def learned_weights(self) -> dict[str, float]:  # Of 'fusion', 'om', 'im', 'tem'
@@ -53,7 +60,7 @@ def patient_terms(
     y: Tensor,  # Class numbers, [B]
 ) -> dict[str, Tensor]:  # As from `MultiLoss.patient_terms`, each [B]
     "The terms of the loss of each patient, with weights and penalties."
-    terms = super(UncertaintyLoss, self).patient_terms(out, y)
+    terms = MultiLoss.patient_terms(self, out, y)
     everyone = torch.ones_like(out.present[:, :1])
     present = torch.cat([everyone, out.present], 1).T  # the fusion and the branches, [4,B]
     for name, s, here in zip(LOSS_TERMS, self.log_variances.to(y.device), present):
@@ -133,11 +140,11 @@ def modulation_factors(
 
 # %% ../../nbs/training/02_balance.ipynb #c025
 def modality_parameters(
-    model: nn.Module,  # A `CMUSNet`, a `CMUSHead` alone, or either wrapped for several GPUs
+    model: CMUSNet | CMUSHead,  # Perhaps wrapped for several GPUs
 ) -> dict[str, list]:  # Parameters of 'om', 'im', 'tem'
     "The parameters that belong to one modality alone: its encoder, its projection, its branch classifier."
     model = getattr(model, 'module', model)
-    head: CMUSHead = model.head if isinstance(model, CMUSNet) else model
+    head = model.head if isinstance(model, CMUSNet) else model
     parameters = {}
     for name in BRANCHES:
         encoder = [getattr(model, name)] if isinstance(model, CMUSNet) else []

@@ -106,6 +106,12 @@ class FeatureCache:
         self.progress = progress
         self.memory: dict[MapKey, Tensor] = {}
 
+    def __contains__(self, key: MapKey) -> bool:
+        return key in self.memory if self.path is None else os.path.isfile(self._file(key))
+
+    def __getitem__(self, key: MapKey) -> Tensor:  # [C,h,w]
+        return self.memory[key] if self.path is None else self._read(key)
+
 # %% ../../nbs/training/03_features.ipynb #c021
 @patch
 def _check(self: FeatureCache, dtype):
@@ -146,14 +152,8 @@ def _file(self: FeatureCache, key):
 
 # %% ../../nbs/training/03_features.ipynb #c025
 @patch
-def __contains__(self: FeatureCache, key: MapKey) -> bool:
-    return key in self.memory if self.path is None else os.path.isfile(self._file(key))
-
-# %% ../../nbs/training/03_features.ipynb #c026
-@patch
-def __getitem__(self: FeatureCache, key: MapKey) -> Tensor:  # [C,h,w]
-    if self.path is None:
-        return self.memory[key]
+def _read(self: FeatureCache, key):
+    "A map from its file."
     name = self._file(key)
     try:
         with open(name, 'rb', buffering=0) as file:
@@ -161,7 +161,7 @@ def __getitem__(self: FeatureCache, key: MapKey) -> Tensor:  # [C,h,w]
     except SafetensorError as error:
         raise OSError(f"{name} is damaged ({error}). Delete it, and it will be made again.") from error
 
-# %% ../../nbs/training/03_features.ipynb #c027
+# %% ../../nbs/training/03_features.ipynb #c026
 @patch
 def __setitem__(
     self: FeatureCache,
@@ -175,14 +175,14 @@ def __setitem__(
     file.parent.mkdir(parents=True, exist_ok=True)
     write_file(file, save({'map': feature_map}))
 
-# %% ../../nbs/training/03_features.ipynb #c029
+# %% ../../nbs/training/03_features.ipynb #c028
 class ImageDigest(NamedTuple):
     "An image file and its content."
 
     path: Path
     digest: str  # Of the file's bytes
 
-# %% ../../nbs/training/03_features.ipynb #c030
+# %% ../../nbs/training/03_features.ipynb #c029
 def image_digests(
     cohort: Cohort,
 ) -> dict[str, dict[str, list[ImageDigest]]]:  # Patient → modality → its images
@@ -194,12 +194,12 @@ def image_digests(
         digests[row.name] = {m: [_image_digest(cohort, path) for path in paths[m]] for m in MODALITIES}
     return digests
 
-# %% ../../nbs/training/03_features.ipynb #c031
+# %% ../../nbs/training/03_features.ipynb #c030
 def _image_digest(cohort, path):
     "An image with its digest from the cohort or, if that has none, from the file."
     return ImageDigest(path, cohort.digests.get(path) or digest(Path(path).read_bytes()))
 
-# %% ../../nbs/training/03_features.ipynb #c032
+# %% ../../nbs/training/03_features.ipynb #c031
 class _Job(NamedTuple):
     "An image to encode."
     modality: str
@@ -207,7 +207,7 @@ class _Job(NamedTuple):
     path: Path
     digest: str
 
-# %% ../../nbs/training/03_features.ipynb #c033
+# %% ../../nbs/training/03_features.ipynb #c032
 class _Images:
     "Images to encode: items are uint8 [3,H,W]."
 
@@ -222,7 +222,7 @@ class _Images:
         pixels = _read_unchanged(self.jobs[i], self.how[self.jobs[i].modality])
         return torch.tensor(pixels).permute(2, 0, 1).contiguous()
 
-# %% ../../nbs/training/03_features.ipynb #c034
+# %% ../../nbs/training/03_features.ipynb #c033
 def _read_unchanged(job, options):
     "Read an image, or raise an error if its bytes have changed."
     data = Path(job.path).read_bytes()
@@ -236,13 +236,13 @@ def _read_unchanged(job, options):
     except OSError as error:
         raise OSError(f"{job.path} of patient {job.patient}: {error}") from error
 
-# %% ../../nbs/training/03_features.ipynb #c035
+# %% ../../nbs/training/03_features.ipynb #c034
 def _reading(size, resample):
     "How the images of each modality are read: modality → options of `read_image`."
     backgrounds = {m: LoadSlot(m).read.keywords['background'] for m in MODALITIES}
     return {m: dict(size=size, resample=resample, background=backgrounds[m]) for m in MODALITIES}
 
-# %% ../../nbs/training/03_features.ipynb #c036
+# %% ../../nbs/training/03_features.ipynb #c035
 @patch
 def fingerprints(
     self: FeatureCache,
@@ -256,7 +256,7 @@ def fingerprints(
     how = _reading(size, resample)
     return {m: encoder_fingerprint(encoders[m], **how[m], **kept) for m in MODALITIES}
 
-# %% ../../nbs/training/03_features.ipynb #c037
+# %% ../../nbs/training/03_features.ipynb #c036
 @patch
 @torch.inference_mode()
 def _encode(self: FeatureCache, encoder, images, view):
@@ -273,7 +273,7 @@ def _encode(self: FeatureCache, encoder, images, view):
         )
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c038
+# %% ../../nbs/training/03_features.ipynb #c037
 @patch
 def _missing(self: FeatureCache, cohort, fingerprints, n_views):
     "One job for each image of which a view is missing; an image that occurs twice is encoded once."
@@ -289,7 +289,7 @@ def _missing(self: FeatureCache, cohort, fingerprints, n_views):
             missing.append(job)
     return missing
 
-# %% ../../nbs/training/03_features.ipynb #c039
+# %% ../../nbs/training/03_features.ipynb #c038
 def _batches(jobs, bs):
     "Batches of row numbers, each of one modality, in random order."
     batches = []
@@ -299,7 +299,7 @@ def _batches(jobs, bs):
     random.Random(os.getpid()).shuffle(batches)  # several processes begin with different images
     return batches
 
-# %% ../../nbs/training/03_features.ipynb #c040
+# %% ../../nbs/training/03_features.ipynb #c039
 @dataclass(frozen=True)
 class _MapWriter:
     "Encodes images and keeps their maps."
@@ -322,7 +322,7 @@ class _MapWriter:
                 self.cache[key] = feature_map.clone()
         return keys[0]
 
-# %% ../../nbs/training/03_features.ipynb #c041
+# %% ../../nbs/training/03_features.ipynb #c040
 @patch
 def fill(
     self: FeatureCache,
@@ -347,7 +347,7 @@ def fill(
         model.train(training)
     return fingerprints
 
-# %% ../../nbs/training/03_features.ipynb #c042
+# %% ../../nbs/training/03_features.ipynb #c041
 @patch
 def _encode_all(self: FeatureCache, writer, images, num_workers):
     "Encode images, batch by batch; the first batch tells how much space and time all of them need."
@@ -367,7 +367,7 @@ def _encode_all(self: FeatureCache, writer, images, num_workers):
     for batch_jobs, x in work:
         writer.write(batch_jobs, x)
 
-# %% ../../nbs/training/03_features.ipynb #c043
+# %% ../../nbs/training/03_features.ipynb #c042
 @patch
 def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     "Print how much space and time the encoding needs."
@@ -376,7 +376,7 @@ def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     cost = f"{megabytes:.0f} MB in {self.path or 'memory'}, about {seconds / 60:.1f} minutes"
     print(f"Encoding {what}: {cost}", flush=True)
 
-# %% ../../nbs/training/03_features.ipynb #c048
+# %% ../../nbs/training/03_features.ipynb #c047
 class FeatureCases:
     "Cases as lists of feature maps, OM, IM and TEM, and the class number."
 
@@ -404,7 +404,7 @@ class FeatureCases:
         maps = tuple(self.maps(i, modality) for modality in MODALITIES)
         return maps if self.y is None else (*maps, self.y[i])
 
-# %% ../../nbs/training/03_features.ipynb #c049
+# %% ../../nbs/training/03_features.ipynb #c048
 @patch
 def maps(
     self: FeatureCases,
@@ -418,7 +418,7 @@ def maps(
         maps.append(self.cache[MapKey(self.fingerprints[modality], image.digest, view)])
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c050
+# %% ../../nbs/training/03_features.ipynb #c049
 @patch
 def pooled_table(
     self: FeatureCases,
@@ -426,7 +426,7 @@ def pooled_table(
     "One row of averages per patient, for a classifier of numbers such as logistic regression."
     return torch.stack([self._pooled_row(i) for i in range(len(self))]).numpy()
 
-# %% ../../nbs/training/03_features.ipynb #c051
+# %% ../../nbs/training/03_features.ipynb #c050
 @patch
 def _pooled_row(self: FeatureCases, i):
     "Averages of the maps of a patient; of a bag, the mean and the maximum of the averages."
@@ -441,7 +441,7 @@ def _pooled_row(self: FeatureCases, i):
     tem_maximum = means['TEM'].amax(0) if 'TEM' in means else missing
     return torch.cat([*row, tem_maximum])
 
-# %% ../../nbs/training/03_features.ipynb #c052
+# %% ../../nbs/training/03_features.ipynb #c051
 def collate_maps(
     items: list,  # From `FeatureCases`
     dtype: torch.dtype = torch.float32,  # Of the batch
@@ -458,7 +458,7 @@ def collate_maps(
     slots = om_slot, im_slot, TEMBag(bags, bag_mask)
     return (*slots, torch.tensor(y[0])) if y else slots
 
-# %% ../../nbs/training/03_features.ipynb #c053
+# %% ../../nbs/training/03_features.ipynb #c052
 def _padded(bags, n, shape, dtype):
     "Bags of maps as a tensor [B,n,C,h,w] padded with zeros, and which are real, [B,n]."
     x = torch.empty(len(bags), n, *shape, dtype=dtype)
@@ -470,7 +470,7 @@ def _padded(bags, n, shape, dtype):
         mask[i, : len(maps)] = True
     return x, mask
 
-# %% ../../nbs/training/03_features.ipynb #c054
+# %% ../../nbs/training/03_features.ipynb #c053
 class FeatureDL(TriModalDL):
     "A DataLoader of feature maps: float32 on a CPU; a GPU receives them as they are kept and converts them."
 
@@ -486,7 +486,7 @@ class FeatureDL(TriModalDL):
             "Use show_batch of the DataLoaders of images that they were made from."
         )
 
-# %% ../../nbs/training/03_features.ipynb #c055
+# %% ../../nbs/training/03_features.ipynb #c054
 @patch
 def loader(
     self: FeatureCache,
@@ -509,7 +509,7 @@ def loader(
     device = next(model.parameters()).device
     return FeatureDL(cases, bs=bs, shuffle=train, num_workers=0, device=device, do_setup=False, **kwargs)
 
-# %% ../../nbs/training/03_features.ipynb #c056
+# %% ../../nbs/training/03_features.ipynb #c055
 @patch
 def dataloaders(
     self: FeatureCache,

@@ -98,7 +98,8 @@ def __call__(
 ) -> Tensor:  # A number; [B] if the reduction is 'none'
     "The loss."
     if isinstance(out, CMUSOutput):
-        return sum(self.terms(out, y).values())
+        first, *others = self.terms(out, y).values()
+        return sum(others, first)
     return self._reduce(self.weights['fusion'] * self._cross_entropy(out, y))
 
 # %% ../../nbs/training/01_losses.ipynb #c017
