@@ -98,10 +98,11 @@ def _best_values(tables):
 # %% ../../nbs/evaluation/02_ordinal.ipynb #c021
 def stage_limits(
     modalities=MODALITIES,  # Modalities to choose from: 'OM', 'IM', 'TEM'
-    difficulty: Difficulty = Difficulty(),  # Of the phantom
+    difficulty: Difficulty | None = None,  # Of the phantom; default: that of `make_phantom`
 ) -> pd.DataFrame:  # One row per set of modalities; columns accuracy, kappa, mae
     "Compute the best possible staging of the phantom's MN cases, by enumeration of all appearances."
     stages = [f'MN-{s}' for s in STAGES]
+    difficulty = difficulty or Difficulty()
     tables = {m: appearance_table(m, difficulty).loc[stages].to_numpy() for m in modalities}
     sets = chain.from_iterable(combinations(modalities, n + 1) for n in range(len(modalities)))
     rows = {' + '.join(some): _best_values([tables[m] for m in some]) for some in sets}
