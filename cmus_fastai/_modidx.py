@@ -2032,6 +2032,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'cmus_fastai/training/features.py'),
                                                'cmus_fastai.training.features.FeatureCache._missing': ( 'training/features.html#featurecache._missing',
                                                                                                         'cmus_fastai/training/features.py'),
+                                               'cmus_fastai.training.features.FeatureCache._read': ( 'training/features.html#featurecache._read',
+                                                                                                     'cmus_fastai/training/features.py'),
                                                'cmus_fastai.training.features.FeatureCache.dataloaders': ( 'training/features.html#featurecache.dataloaders',
                                                                                                            'cmus_fastai/training/features.py'),
                                                'cmus_fastai.training.features.FeatureCache.fill': ( 'training/features.html#featurecache.fill',
