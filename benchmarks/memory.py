@@ -1,16 +1,15 @@
 """Memory and time of one training step for bags of 1 to 256 TEM images.
 
-One patient, forward and backward, all three encoders trained. Each line is a fresh process that does a
+One patient, forward and backward, all three encoders trained. Memory is that of a fresh process that does a
 single step:
-  chunk  `CMUSNet(chunk=16)`: the encoders take so many images at a time and forget what lies between
-         (gradient checkpointing);
-         the backward pass computes it anew
+  chunk  `CMUSNet(chunk=16)`: the encoders take so many images at a time, discard the activations, and compute
+         them again in the backward pass (gradient checkpointing)
   plain  all images at once, up to --plain_max of them
   base   a process that only imports and builds the model
-Ratios of memory are to the bag of 16 with chunk; "above" is what the step takes on top of the base. Time
-is a median in milliseconds
-an image (TEM, OM and IM), chunk and plain in turn in one process; its ratio is to plain at the same bag.
-On a CPU, memory is the peak of the whole process; with CUDA, that of its tensors on the card.
+Ratios of memory are to the bag of 16 with chunk; "above" is what the step needs in addition to the base.
+Time is a median in milliseconds an image (TEM, OM and IM). chunk and plain take turns in one process, and the
+ratio is to plain at the same bag. On a CPU, memory is the peak of the whole process; with CUDA, that of its
+tensors on the card.
 
     python benchmarks/memory.py --json cmus_fastai/results/memory.json
 """
@@ -49,31 +48,42 @@ COLUMNS = dict(
 )
 
 
-def one_step(a, net, bag):
-    om, im, tem, y = batch([bag], a.size, a.device)
+def training_step(args, net, images, chunk):
+    "One training step of one patient, in pieces of `chunk` images."
+    om, im, tem, y = images
+    net.chunk = chunk
 
     def loss():
-        with autocast(a):
+        with autocast(args):
             return MultiLoss()(net(om, im, tem), y)
 
-    return lambda: step(loss, net)
+    step(loss, net)
 
 
-def child(a):
-    net = network(a, chunk=a.chunk if a.way == 'chunk' else None).train()
-    if a.bag:
-        one_step(a, net, a.bag)()
-    answer(peak_mib(a.device))
+def chunk_of(args, way):
+    "Images in a piece; None: all at once."
+    return args.chunk if way == 'chunk' else None
 
 
-def with_chunk(net, chunk, step):
-    "One step in pieces of `chunk` images."
-    net.chunk = chunk
-    step()
+def measure_child(args):
+    "Peak memory of one training step, or of building the model alone (bag 0)."
+    chunk = chunk_of(args, args.way)
+    net = network(args, chunk=chunk).train()
+    if args.bag:
+        training_step(args, net, batch([args.bag], args.size, args.device), chunk)
+    answer(peak_mib(args.device))
+
+
+def time_ways(args, net, bag):
+    "Seconds of a training step for each way that the bag allows."
+    names = ['plain', 'chunk'] if bag <= args.plain_max else ['chunk']
+    images = batch([bag], args.size, args.device)
+    ways = {name: partial(training_step, args, net, images, chunk_of(args, name)) for name in names}
+    return interleaved(ways, args.repeats, args.device, warm=bag == args.bags[0])
 
 
 def main():
-    a = arguments(
+    args = arguments(
         __doc__,
         3,
         **BACKBONE,
@@ -84,40 +94,35 @@ def main():
         chunk=(16, 'images in a piece'),
         plain_max=(16, 'largest bag to try without chunk'),
     )
-    if a.child:
-        child(a)
+    if args.child:
+        measure_child(args)
         return
     torch.manual_seed(0)
-    print(machine(a.device))
-    t = Table(
-        f'one training step of one patient, {a.backbone}, {a.size} px, {a.precision}, chunk {a.chunk}, '
-        f'{a.device}; times are medians of {a.repeats}',
+    print(machine(args.device))
+    table = Table(
+        f'one training step of one patient, {args.backbone}, {args.size} px, {args.precision}, '
+        f'chunk {args.chunk}, {args.device}; times are medians of {args.repeats}',
         COLUMNS,
     )
-
-    def mib(bag, way):
-        return fresh(__file__, a, bag=bag, way=way)
-
-    base, ref, net = mib(0, 'base'), mib(16, 'chunk'), network(a).train()
-    t.add(way='base', mib=base, to_16=base / ref)
-    for bag in a.bags:
-        f, ways = one_step(a, net, bag), ['plain', 'chunk'] if bag <= a.plain_max else ['chunk']
-
-        timed = {way: partial(with_chunk, net, a.chunk if way == 'chunk' else None, f) for way in ways}
-        s = interleaved(timed, a.repeats, a.device, warm=bag == a.bags[0])
-        for w in ways:
-            m = mib(bag, w)
-            t.add(
+    base = fresh(__file__, args, bag=0, way='base')
+    reference = fresh(__file__, args, bag=16, way='chunk')
+    net = network(args).train()
+    table.add(way='base', mib=base, to_16=base / reference)
+    for bag in args.bags:
+        times = time_ways(args, net, bag)
+        for way, seconds in times.items():
+            mib = fresh(__file__, args, bag=bag, way=way)
+            table.add(
                 bag=bag,
-                way=w,
-                mib=m,
-                above=m - base,
-                to_16=m / ref,
-                above_to_16=(m - base) / (ref - base),
-                ms=median(s[w]) / (bag + 2) * 1000,
-                to_plain=ratio(s[w], s['plain']) if 'plain' in s else None,
+                way=way,
+                mib=mib,
+                above=mib - base,
+                to_16=mib / reference,
+                above_to_16=(mib - base) / (reference - base),
+                ms=median(seconds) / (bag + 2) * 1000,
+                to_plain=ratio(seconds, times['plain']) if 'plain' in times else None,
             )
-    write(a, dict(memory=t))
+    write(args, dict(memory=table))
 
 
 if __name__ == '__main__':
