@@ -1,21 +1,19 @@
-"""An epoch end to end, with frozen encoders, and with frozen encoders whose answers are kept.
+"""An epoch end to end, with frozen encoders, and with frozen encoders whose feature maps are kept.
 
-Simulated patients, a fifth of them for validation, through `cohort.dataloaders` and `cmus_learner`; an
-epoch includes its validation:
-  end to end  all encoders trained
-  frozen      `learn.freeze()`: the encoders read every image in every epoch, but have no backward pass
+Simulated patients, a fifth of them for validation, through `cohort.dataloaders` and `cmus_learner`. An epoch
+includes its validation:
+  end to end  all encoders are trained
+  frozen      `learn.freeze()`: the encoders encode every image in every epoch, but have no backward pass
   disk        frozen, `cache=FeatureCache(folder)`: maps are read from files
-  disk, 16    likewise, sixteen patients in a batch of maps, as `cmus demo` and `cmus train` take them
+  disk, 16    the same with sixteen patients in a batch of maps, as `cmus demo` and `cmus train` use
   memory      frozen, `cache=FeatureCache()`: maps are in memory
-The first two are timed on a share of the epoch's images (--share; column "timed") and scaled, first batch
-and starting workers apart. "fill" is
-what encoding every image once costs, "start" what every later call of fit spends before its first epoch
-(fingerprints, looking up), and
-"pays after" how many epochs it takes until filling and cached epochs together are faster than frozen
-epochs on images.
-At the end, whether keeping maps changes anything: images as they are, one view, float32, the same seed;
-three epochs each on a small
-cohort, and the largest difference in any recorded number, relative to its size.
+The first two are timed on a share of the epoch's images (--share; column "timed") and scaled; the first
+batch, which waits for the workers, is not scaled. "fill" is the time to encode every image once, "start"
+the time of every later call of fit before its first epoch (fingerprints, look-ups), and "pays after" the
+number of epochs after which filling and cached epochs together are faster than frozen epochs on images.
+At the end the benchmark measures whether kept maps change any number: images without augmentation, one view,
+float32, the same seed, three epochs on a small cohort, and the largest relative difference of any recorded
+number.
 
     python benchmarks/cache.py --json cmus_fastai/results/cache.json
 """
@@ -29,9 +27,10 @@ from fastai.callback.all import Callback
 from fastai.callback.core import CancelTrainException, CancelValidException
 import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.phantom import make_phantom
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.training.learner import cmus_learner
-from cmus_fastai.data.phantom import make_phantom
+
 
 COLUMNS = dict(
     way=('way', '<12'),
@@ -46,11 +45,13 @@ COLUMNS = dict(
 
 
 def n_images(cohort):
-    return int(cohort.df[['OM', 'IM']].notna().to_numpy().sum() + cohort.df.TEM.map(len).sum())
+    "Number of images of a cohort."
+    n_om_im = cohort.df[['OM', 'IM']].notna().to_numpy().sum()
+    return int(n_om_im + cohort.df.TEM.map(len).sum())
 
 
-class Part(Callback):
-    "End training and validation after a share of their images, and say how long a whole epoch would take."
+class PartialEpoch(Callback):
+    "End training and validation after a share of their images, and estimate the seconds of a whole epoch."
 
     order = 90
 
@@ -58,36 +59,38 @@ class Part(Callback):
         self.share = share
 
     def before_epoch(self):
-        self.whole = 0.0
+        self.seconds = 0.0
 
-    def _now(self):
+    def now(self):
         if torch.device(self.dls.device).type == 'cuda':
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def _begin(self):
-        self.marks, self.total = [(self._now(), 0)], n_images(self.learn.cohorts[not self.training])
+    def start(self):
+        self.marks = [(self.now(), 0)]  # time, images so far
+        self.total = n_images(self.learn.cohorts[not self.training])
 
     def after_batch(self):
-        self.marks.append((self._now(), self.marks[-1][1] + sum(int(m.sum()) for _, m in self.xb)))
-        if self.share < 1 and self.marks[-1][1] >= self.share * self.total:
+        n_so_far = self.marks[-1][1] + sum(int(mask.sum()) for _, mask in self.xb)
+        self.marks.append((self.now(), n_so_far))
+        if self.share < 1 and n_so_far >= self.share * self.total:
             raise CancelTrainException if self.training else CancelValidException
 
-    def _end(self):
-        (t0, _), (t1, n1), (t, n) = self.marks[0], self.marks[1], self.marks[-1]
-        if self.share == 1:
-            self.whole += self._now() - t0
-        elif n == n1:
-            self.whole += (t - t0) * self.total / n
-        else:
-            self.whole += (
-                t1 - t0 + (t - t1) * (self.total - n1) / (n - n1)
-            )  # the first batch waits for the workers to start, once
+    def end(self):
+        self.seconds += self.now() - self.marks[0][0] if self.share == 1 else self.scaled()
 
-    before_train, before_validate, after_train, after_validate = _begin, _begin, _end, _end
+    def scaled(self):
+        "Seconds for all images; the first batch waits for the workers to start, once."
+        (start, _), (first, n_first), (last, n_last) = self.marks[0], self.marks[1], self.marks[-1]
+        if n_last == n_first:
+            return (last - start) * self.total / n_last
+        return first - start + (last - first) * (self.total - n_first) / (n_last - n_first)
+
+    before_train, before_validate, after_train, after_validate = start, start, end, end
 
 
-def learner(a, train, valid, cache, frozen=True, model=None, share=1.0, **kw):
+def new_learner(a, train, valid, cache, frozen=True, model=None, share=1.0, **kwargs):
+    "A Learner as the arguments say."
     dls = train.dataloaders(
         valid=valid,
         size=a.size,
@@ -95,46 +98,124 @@ def learner(a, train, valid, cache, frozen=True, model=None, share=1.0, **kw):
         cache=cache,
         device=torch.device(a.device),
         num_workers=None if a.num_workers < 0 else a.num_workers,
-        **kw,
+        **kwargs,
     )
-    learn = cmus_learner(
-        dls, a.backbone, None if a.weights == 'none' else a.weights, model=model, seed=0, cbs=Part(share)
-    )
+    weights = None if a.weights == 'none' else a.weights
+    learn = cmus_learner(dls, a.backbone, weights, model=model, seed=0, cbs=PartialEpoch(share))
     learn.cohorts = dls.cohorts
     if frozen:
         learn.freeze()
     return learn
 
 
-def epoch(learn):
+def timed_epoch(learn):
     "Seconds of an epoch, and of `fit` before and after it."
     start = time.perf_counter()
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
-    return learn.part.whole, time.perf_counter() - start - learn.part.whole
+    epoch = learn.partial_epoch.seconds
+    return epoch, time.perf_counter() - start - epoch
 
 
-def largest_difference(a, folder):
-    "Largest relative difference of recorded numbers between images and kept maps."
-    make_phantom(folder / 'few', 15, seed=1, size=a.size, progress=False)
-    train, valid = Cohort.from_folder(folder / 'few', check='fast', progress=False).split(0.2)
+def interleaved_epochs(learners, repeats):
+    "Epochs and starts of each way, in seconds; the ways take turns, forwards and backwards."
+    epochs = {way: [] for way in learners}
+    starts = {way: [] for way in learners}
+    for repeat in range(repeats):
+        for way in list(learners)[:: 1 if repeat % 2 == 0 else -1]:
+            epoch, start = timed_epoch(learners[way])
+            epochs[way].append(epoch)
+            starts[way].append(start)
+    return epochs, {way: median(seconds) for way, seconds in starts.items()}
 
-    def history(cache):
-        learn = learner(a, train, valid, cache, augment=False)
-        with learn.no_bar(), learn.no_logging():
-            learn.fit(3)
-        return torch.tensor(learn.history().drop(columns='epoch').to_numpy(float))
 
+def new_caches(a, folder):
+    "The caches to compare; the two on disk share a folder, which the first one fills."
+    return {
+        'disk': FeatureCache(folder, a.views, progress=False),
+        'disk, 16': FeatureCache(folder, a.views, bs=16, progress=False),
+        'memory': FeatureCache(None, a.views, progress=False),
+    }
+
+
+def new_learners(a, train, valid, caches):
+    "A Learner for each way; those with frozen encoders share one network."
+    end_to_end = new_learner(a, train, valid, None, frozen=False, share=a.share)
+    frozen = new_learner(a, train, valid, None, share=a.share)
+    learners = {'end to end': end_to_end, 'frozen': frozen}
+    for way, cache in caches.items():
+        learners[way] = new_learner(a, train, valid, cache, model=frozen.model)
+    return learners
+
+
+def measure(a, train, valid, folder):
+    "The table of all ways."
+    caches = new_caches(a, folder)
+    learners = new_learners(a, train, valid, caches)
+    first = {way: timed_epoch(learn)[1] for way, learn in learners.items()}  # warms up, and fills the caches
+    epochs, starts = interleaved_epochs(learners, a.repeats)
+    table = Table(title_of(a, train, valid), COLUMNS)
+    for way, seconds in epochs.items():
+        row = dict(
+            way=way,
+            timed=a.share,
+            epoch=median(seconds),
+            to_end=ratio(seconds, epochs['end to end']),
+            to_frozen=ratio(seconds, epochs['frozen']),
+        )
+        if way in caches:
+            gain = median(epochs['frozen']) - median(seconds)
+            row.update(timed=1.0, start=starts[way], **cost_of_filling(first[way] - starts[way], gain))
+        table.add(**row)
+    return table
+
+
+def cost_of_filling(seconds, gain):
+    "Columns for the seconds to fill a cache and those that an epoch gains; none if it was full already."
+    if seconds <= 1:
+        return {}
+    return dict(fill=seconds, pays_after=seconds / gain if gain > 0 else None)
+
+
+def title_of(a, train, valid):
+    "The title of the table."
+    patients = (
+        f'{len(train)} patients to train on ({n_images(train)} images), '
+        f'{len(valid)} to validate ({n_images(valid)} images)'
+    )
+    settings = f'{a.backbone}, {a.size} px, batches of {a.bs}, {a.device}'
+    return f'one epoch: {patients}, {settings}; medians of {a.repeats}'
+
+
+def recorded(a, train, valid, cache):
+    "All numbers that three epochs without augmentation record."
+    learn = new_learner(a, train, valid, cache, augment=False)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(3)
+    return torch.tensor(learn.history().drop(columns='epoch').to_numpy(float))
+
+
+def largest_differences(a, folder):
+    "Largest relative difference of recorded numbers from images: with a filled cache, and while filling it."
+    train, valid = new_cohort(a, folder / 'few', 15, seed=1)
     cache = FeatureCache(folder / 'exact', n_views=1, dtype='float32', progress=False)
-    images, filling, filled = history(None), history(cache), history(cache)
-    return [((images - h).abs() / images.abs().clamp(min=1e-3)).max().item() for h in (filled, filling)]
+    images = recorded(a, train, valid, None)
+    filling = recorded(a, train, valid, cache)
+    filled = recorded(a, train, valid, cache)
+    return [((images - maps).abs() / images.abs().clamp(min=1e-3)).max().item() for maps in (filled, filling)]
+
+
+def new_cohort(a, folder, n_patients, **kwargs):
+    "Simulated patients, split into training and validation."
+    make_phantom(folder, n_patients, size=a.size, progress=False, **kwargs)
+    return Cohort.from_folder(folder, check='fast', progress=False).split(0.2)
 
 
 def main():
     a = arguments(
         __doc__,
         3,
-        **{k: BACKBONE[k] for k in ('backbone', 'size')},
+        **{name: BACKBONE[name] for name in ('backbone', 'size')},
         weights=('imagenet', "the encoders' weights; none: random"),
         patients=(150, 'simulated patients'),
         bs=(4, 'patients in a batch'),
@@ -144,62 +225,16 @@ def main():
     )
     print(machine(a.device))
     with tempfile.TemporaryDirectory() as tmp:
-        tmp = Path(tmp)
-        make_phantom(tmp / 'phantom', a.patients, size=a.size, progress=False)
-        train, valid = Cohort.from_folder(tmp / 'phantom', check='fast', progress=False).split(0.2)
-        caches = {
-            'disk': FeatureCache(tmp / 'features', a.views, progress=False),
-            'disk, 16': FeatureCache(tmp / 'features', a.views, bs=16, progress=False),
-        }
-        caches |= dict(memory=FeatureCache(None, a.views, progress=False))
-        learners = {
-            'end to end': learner(a, train, valid, None, False, share=a.share),
-            'frozen': learner(a, train, valid, None, share=a.share),
-        }
-        learners |= {
-            k: learner(a, train, valid, c, model=learners['frozen'].model) for k, c in caches.items()
-        }  # one network for all, as its encoders stand still
-        first = {k: epoch(l)[1] for k, l in learners.items()}  # warms up, and fills
-        s = {k: [] for k in learners}
-        for r in range(a.repeats):
-            for k in list(s)[:: 1 if r % 2 == 0 else -1]:
-                s[k].append(epoch(learners[k]))
-        e, start = (
-            {k: [x for x, _ in v] for k, v in s.items()},
-            {k: median(x for _, x in v) for k, v in s.items()},
-        )
-        t = Table(
-            f'one epoch: {len(train)} patients to train on ({n_images(train)} images), {len(valid)} to '
-            f'validate ({n_images(valid)} images), {a.backbone}, {a.size} px, batches of {a.bs}, {a.device}; '
-            f'medians of {a.repeats}',
-            COLUMNS,
-        )
-        for k in learners:
-            cached = k in caches
-            fill, gain = first[k] - start[k], median(e['frozen']) - median(e[k])
-            t.add(
-                way=k,
-                timed=1.0 if cached else a.share,
-                epoch=median(e[k]),
-                to_end=ratio(e[k], e['end to end']),
-                to_frozen=ratio(e[k], e['frozen']),
-                fill=fill if cached and fill > 1 else None,
-                start=start[k] if cached else None,
-                pays_after=fill / gain if cached and fill > 1 and gain > 0 else None,
-            )
-        filled, filling = largest_difference(a, tmp)
-        print(
-            f'\nkept maps against images, the same seed, no augmentation, float32: largest relative '
-            f'difference of any recorded number {filled:.1e}; if the cache is filled by this very training '
-            f'{filling:.1e}'
-        )
-    write(
-        a,
-        dict(cache=t),
-        difference=filled,
-        difference_filling=filling,
-        images=dict(train=n_images(train), valid=n_images(valid)),
+        folder = Path(tmp)
+        train, valid = new_cohort(a, folder / 'phantom', a.patients)
+        table = measure(a, train, valid, folder / 'features')
+        filled, filling = largest_differences(a, folder)
+        counts = dict(train=n_images(train), valid=n_images(valid))
+    print(
+        '\nkept maps against images, the same seed, no augmentation, float32: largest relative difference '
+        f'of any recorded number {filled:.1e}; if this training fills the cache {filling:.1e}'
     )
+    write(a, dict(cache=table), difference=filled, difference_filling=filling, images=counts)
 
 
 if __name__ == '__main__':

@@ -5,14 +5,11 @@ Images per second, for 224 px, of
   read    `read_image`
   copy    `read_image` on the copies that `Cohort.resized` wrote
 for JPEGs of 224, 1024 and 2048 px (simulated micrographs with grain, quality 92) and grey 16-bit TIFFs of
-2048 px; and of a whole pass of
-the training DataLoader over the originals and over the copies, with 0 and 2 worker processes, which are
-started within the time.
-Printed are medians and ratios. The ways take turns within each repeat, so that a noisy machine disturbs
-them alike. In plain PIL a 16-bit
-picture has lost its grey values (all above 255 are white); its time is shown nevertheless. `diff` is the
-mean difference of `read` from the
-whole picture decoded (16 bit: turned into 8 bits), then resized, in grey levels.
+2048 px. Then a whole pass of the training DataLoader over the originals and over the copies, with 0 and 2
+worker processes; the time to start them is included. Printed are medians and ratios. The ways take turns
+within each repeat, so that a noisy machine affects them equally. Plain PIL loses the grey values of a
+16-bit image (all above 255 are white); its time is shown nevertheless. `diff` is the mean difference, in
+grey levels, of `read` from the whole image decoded (16 bit: converted to 8 bits) and then resized.
 
     python benchmarks/loader.py --json cmus_fastai/results/loader.json
 """
@@ -23,8 +20,8 @@ from common import Table, arguments, interleaved, machine, median, ratio, second
 import numpy as np
 from PIL import Image
 import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
-from cmus_fastai.data.images import read_image
 from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.images import read_image
 from cmus_fastai.data.phantom import draw_im, draw_om, draw_tem
 
 SIZE = 224
@@ -53,68 +50,126 @@ COLUMNS = dict(
 )
 
 
-def plain(path):
-    return np.asarray(Image.open(path).convert('RGB').resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+def resized(image, side=SIZE):
+    "An image at another size, as an array."
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def read_plain(path):
+    "Read an image with PIL alone."
+    return resized(Image.open(path).convert('RGB'))
 
 
 def read(path):
+    "Read an image with the library."
     return read_image(path, SIZE)
 
 
-def whole(path):
-    "Every pixel decoded, then resized."
-    return np.asarray(
-        Image.fromarray(read_image(path)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-    ).astype(float)
+def read_whole(path):
+    "Decode every pixel, then resize."
+    return resized(Image.fromarray(read_image(path))).astype(float)
 
 
-def pictures(n, rng):
+def draw_images(n, rng):
     "Simulated micrographs, drawn at 512 px: OM, IM, and then TEM in grey."
-    draw = [lambda: draw_om('LN', rng, 512), lambda: draw_im('LN', rng, 512)] + [
-        lambda: draw_tem('LN', rng, 512)
-    ] * (n - 2)
-    return [Image.fromarray(d()[0]) for d in draw[:n]]
+    draw = [draw_om, draw_im, *[draw_tem] * (n - 2)]
+    return [Image.fromarray(f('LN', rng, 512)[0]) for f in draw[:n]]
 
 
-def save(im, path, px, rng):
-    "The picture at another size, with grain of its own as a camera adds it."
-    a = np.asarray(im.resize((px, px), Image.Resampling.BICUBIC)).astype(np.float32)
-    a += rng.normal(0, 5, a.shape[:2]).astype(np.float32)[(...,) + (None,) * (a.ndim - 2)]
+def save(image, path, side, rng):
+    "Save an image at another size, with grain as a camera adds it."
+    pixels = resized(image, side).astype(np.float32)
+    grain = rng.normal(0, 5, pixels.shape[:2]).astype(np.float32)
+    pixels += grain if pixels.ndim == 2 else grain[..., None]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.tif':
-        Image.fromarray(((a if a.ndim == 2 else a.mean(-1)) * 16).clip(0, 4095).astype(np.uint16)).save(path)
+        grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
+        Image.fromarray((grey * 16).clip(0, 4095).astype(np.uint16)).save(path)
     else:
-        Image.fromarray(a.clip(0, 255).astype(np.uint8)).save(path, quality=92)
-    return path
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=92)
 
 
-def cohort_of(images, folder, px, suffix, rng, patients=2):
-    "A cohort of two classes whose patients share out the pictures: OM, IM and the others as bag."
-    names = ['OM_1', 'IM_1'] + [f'TEM_{k}' for k in range(len(images) - 2)]
-    for p in range(patients):
-        for im, name in zip(images, names):
-            save(im, folder / ('MN', 'LN')[p % 2] / f'P{p:03}' / f'{name}.{suffix}', px, rng)
+def new_cohort(images, folder, side, suffix, rng, n_patients=2):
+    "A cohort of two classes; each patient has all images: OM, IM and the others as bag."
+    names = ['OM_1', 'IM_1', *(f'TEM_{k}' for k in range(len(images) - 2))]
+    for p in range(n_patients):
+        patient = folder / ('MN', 'LN')[p % 2] / f'P{p:03}'
+        for image, name in zip(images, names):
+            save(image, patient / f'{name}.{suffix}', side, rng)
     return Cohort.from_folder(folder, check='fast')
 
 
 def paths(cohort):
-    return [p for row in cohort for p in (row.OM, row.IM, *row.TEM)]
+    "All image files of a cohort."
+    return [path for row in cohort for path in (row.OM, row.IM, *row.TEM)]
 
 
-def each(f, files):
-    def all_of_them():
-        for p in files:
-            f(p)
+def for_each(f, files):
+    "A function that applies `f` to every file."
 
-    return all_of_them
+    def run():
+        for path in files:
+            f(path)
+
+    return run
 
 
-def epoch(dls):
+def one_pass(dls):
+    "A function that goes through the training part once."
+
     def run():
         for _ in dls.train:
             pass
 
     return run
+
+
+def measure_files(a, images, folder, rng):
+    "The table of reading single files."
+    table = Table(f'to {SIZE} px, medians of {a.repeats}, images per second', COLUMNS['files'])
+    for kind, (side, suffix) in KINDS.items():
+        cohort = new_cohort(images, folder / kind / 'originals', side, suffix, rng)
+        files = paths(cohort)
+        copies = paths(cohort.resized(folder / kind / 'copies', SIZE, progress=False))
+        ways = {
+            'plain': for_each(read_plain, files),
+            'read': for_each(read, files),
+            'copy': for_each(read, copies),
+        }
+        times = interleaved(ways, a.repeats)
+        differences = [abs(read(file) - read_whole(file)).mean() for file in files]
+        table.add(
+            what=kind,
+            **{way: len(files) / median(values) for way, values in times.items()},
+            read_to_plain=ratio(times['plain'], times['read']),
+            copy_to_plain=ratio(times['plain'], times['copy']),
+            diff=float(np.mean(differences)),
+        )
+    return table
+
+
+def write_copies(cohort, folder):
+    "The cohort of resized copies, and how many were written per second."
+    made = []
+    duration = seconds(lambda: made.append(cohort.resized(folder, SIZE, progress=False)))
+    return made[0], len(paths(cohort)) / duration
+
+
+def measure_loaders(a, originals, copies):
+    "The table of whole passes of the training DataLoader."
+    loaders = {}
+    for source, cohort in (('originals', originals), ('copies', copies)):
+        for workers in (0, 2):
+            dls = cohort.dataloaders(size=SIZE, num_workers=workers, device=a.device)
+            loaders[source, workers] = dls
+    n = len(paths(loaders['copies', 0].cohorts[0]))
+    passes = {key: one_pass(dls) for key, dls in loaders.items()}
+    times = interleaved(passes, max(3, a.repeats // 2), a.device)
+    table = Table('the training part through the DataLoader', COLUMNS['loader'])
+    for (source, workers), values in times.items():
+        to_first = ratio(times['originals', 0], values)
+        table.add(source=source, workers=workers, rate=n / median(values), to_first=to_first)
+    return table
 
 
 def main():
@@ -126,45 +181,17 @@ def main():
         px=(1024, 'side of its JPEGs'),
     )
     rng = np.random.default_rng(0)
-    images = pictures(a.images, rng)
+    images = draw_images(a.images, rng)
     print(f'{machine(a.device)}, Pillow {Image.__version__}')
     with tempfile.TemporaryDirectory() as tmp:
-        tmp, t = (
-            Path(tmp),
-            Table(f'to {SIZE} px, medians of {a.repeats}, images per second', COLUMNS['files']),
-        )
-        for kind, (px, suffix) in KINDS.items():
-            cohort = cohort_of(images, tmp / kind / 'originals', px, suffix, rng)
-            files, copies = paths(cohort), paths(cohort.resized(tmp / kind / 'copies', SIZE, progress=False))
-            s = interleaved(
-                dict(plain=each(plain, files), read=each(read, files), copy=each(read, copies)), a.repeats
-            )
-            t.add(
-                what=kind,
-                **{k: len(files) / median(v) for k, v in s.items()},
-                read_to_plain=ratio(s['plain'], s['read']),
-                copy_to_plain=ratio(s['plain'], s['copy']),
-                diff=float(np.mean([abs(read(f) - whole(f)).mean() for f in files])),
-            )
-        cohort = cohort_of(images, tmp / 'all' / 'originals', a.px, 'jpg', rng, a.patients)
-        small = []
-        made = len(paths(cohort)) / seconds(
-            lambda: small.append(cohort.resized(tmp / 'all' / 'copies', SIZE, progress=False))
-        )
-        print(f'\n{len(paths(cohort))} JPEGs of {a.px} px; writing the copies: {made:.0f} images per second')
-        loaders = {
-            (c, w): src.dataloaders(size=SIZE, num_workers=w, device=a.device)
-            for c, src in (('originals', cohort), ('copies', small[0]))
-            for w in (0, 2)
-        }
-        n, s = (
-            len(paths(loaders['copies', 0].cohorts[0])),
-            interleaved({k: epoch(d) for k, d in loaders.items()}, max(3, a.repeats // 2), a.device),
-        )
-        u = Table('the training part through the DataLoader', COLUMNS['loader'])
-        for (c, w), v in s.items():
-            u.add(source=c, workers=w, rate=n / median(v), to_first=ratio(s['originals', 0], v))
-    write(a, dict(files=t, loader=u), copies_per_second=made, pillow=Image.__version__)
+        folder = Path(tmp)
+        files = measure_files(a, images, folder, rng)
+        originals = new_cohort(images, folder / 'all' / 'originals', a.px, 'jpg', rng, a.patients)
+        copies, rate = write_copies(originals, folder / 'all' / 'copies')
+        n_files = len(paths(originals))
+        print(f'\n{n_files} JPEGs of {a.px} px; writing the copies: {rate:.0f} images per second')
+        loader = measure_loaders(a, originals, copies)
+    write(a, dict(files=files, loader=loader), copies_per_second=rate, pillow=Image.__version__)
 
 
 if __name__ == '__main__':
