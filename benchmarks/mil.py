@@ -99,7 +99,7 @@ def read_set(name):
 
 
 class Bags:
-    "The bags of one set: instances `x` [M,D], and for each bag its label `y`, size `n` and start, each [n]."
+    "The bags of one set: instances `x` [M,D], and the label `y`, size `n` and start of each bag."
 
     def __init__(self, name):
         table = read_set(name)
@@ -111,7 +111,7 @@ class Bags:
         self.start = self.n.cumsum(0) - self.n
 
     def take(self, x, bags, most=None):
-        "Instances of some bags [m,D], at most `most` random ones of each, and the mask [B,N] of their places."
+        "Instances of some bags [m,D], at most `most` random ones of each, and their mask [B,N]."
         rows = []
         for n in self.n[bags].tolist():
             rows.append(torch.arange(n) if most is None or n <= most else torch.randperm(n)[:most])
@@ -120,14 +120,14 @@ class Bags:
         return x[torch.cat([r + start for r, start in zip(rows, self.start[bags])])], mask
 
     def standardised(self, train):
-        "All instances, with mean 0 and deviation 1 over those of the training bags; constant features become 0."
+        "All instances, with mean 0 and deviation 1 over the training bags; constant features become 0."
         in_training = torch.zeros(len(self.n), dtype=torch.bool).index_fill(0, train, True)
         sd, mean = torch.std_mean(self.x[in_training.repeat_interleave(self.n)], 0)
         return torch.where(sd > 1e-6, (self.x - mean) / sd.clamp(min=1e-6), 0.0)
 
 
 def classifier(dim, aggregator, s):
-    "Aggregator and linear classifier without an embedding; aggregators with a hidden width get that of the settings."
+    "Aggregator and linear classifier without an embedding, with the hidden width of the settings."
     has_width = 'hidden' in inspect.signature(aggregators[aggregator]).parameters
     return BagClassifier(dim, 2, aggregator, aggregator_kw=dict(hidden=s['hidden']) if has_width else {})
 
@@ -207,7 +207,7 @@ def save(file, kept):
     file.parent.mkdir(parents=True, exist_ok=True)
     head = one_per_line({k: v for k, v in kept.items() if k != 'results'}, ',\n')
     results = one_per_line(kept['results'], ',\n')
-    write_file(file, '{%s,\n"results": {\n%s\n}}\n' % (head, results))
+    write_file(file, f'{{{head},\n"results": {{\n{results}\n}}}}\n')
 
 
 def standard_error(values):
