@@ -1,17 +1,15 @@
-"""Choose a configuration on training patients alone, and compare it with the baseline on test patients.
+"""Choose a configuration on training patients alone, and compare it with logistic regression.
 
-For training patients who share images, as in a composed cohort: a plain validation part is no help there,
-since the network has seen most of its images.
-So the candidates are judged in cross-validation inside the training patients, in which every image of a
-validation patient is taken away from the
-patients trained on ("purged"). The winner, by accuracy and then by log loss, is trained anew with the
-package's defaults from --seeds seeds and reads the
-test patients; so does logistic regression on the same frozen features, averaged. Printed are the means
-over the seeds and the ensemble of the seeds
-(the mean of their probabilities), with paired differences to logistic regression.
+For training patients who share images, as in a composed cohort. An ordinary validation set favours
+memorisation there, because the network has seen most of its images. The candidates are therefore compared
+by cross-validation within the training patients, in which every image of a validation patient is removed
+from the patients used for training ("purged"). The best one, by accuracy and then by log loss, is trained
+again with the package's defaults from --seeds seeds and predicts the test patients. The baseline is
+logistic regression on the same frozen features, averaged. The means over the seeds and the ensemble of the
+seeds (the mean of their probabilities) are printed, with paired differences from logistic regression.
 
-    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test --cache maps \\
-        --json cmus_fastai/results/real_best.json
+    python benchmarks/choose.py --data real_micrographs/train --test real_micrographs/test \\
+        --cache maps --json cmus_fastai/results/real_best.json
 """
 
 import argparse
@@ -20,55 +18,108 @@ import warnings
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from common import machine
 import numpy as np
 import pandas as pd
-from cmus_fastai.data.cohort import Cohort
-from cmus_fastai.data.check import CohortWarning
-from cmus_fastai.evaluation.crossval import join_cohorts, make_folds
+from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.evaluation.crossval import Config, join_cohorts, make_folds, read_out, train_config
 from cmus_fastai.evaluation.metrics import compare, evaluate
-from cmus_fastai.training.config import TrainConfig
-from cmus_fastai.training.fit import predict_outputs, train_model
-from cmus_fastai.training.predictions import predictions
-from cmus_fastai.training.features import FeatureCache, image_digests
 from cmus_fastai.evaluation.study import baseline_folds
-from common import machine
+from cmus_fastai.training.features import FeatureCache, image_digests
+from cmus_fastai.training.predictions import classes_of, predictions
 
-CANDIDATES = {f: dict(fusion=f) for f in ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')} | {
-    f'mean, TEM by {a}': dict(fusion='mean', aggregator=a)
-    for a in ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')
-}
+FUSIONS = ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')
+AGGREGATORS = ('mean', 'max', 'attention', 'gated', 'topk', 'entmax')
+CANDIDATES = {name: dict(fusion=name) for name in FUSIONS}
+CANDIDATES |= {f'mean, TEM by {name}': dict(fusion='mean', aggregator=name) for name in AGGREGATORS}
+
+
+def images_with_digest(cohort):
+    "Path and digest of every image."
+    for modalities in image_digests(cohort).values():
+        for images in modalities.values():
+            yield from images
 
 
 def purged(train, valid):
     "The training patients without any image that a validation patient has."
-    digests = image_digests(train)
-    theirs = {g for ms in image_digests(valid).values() for images in ms.values() for _, g in images}
-    mine = {p for ms in digests.values() for images in ms.values() for p, g in images if g not in theirs}
+    in_validation = {digest for _, digest in images_with_digest(valid)}
+    allowed = {path for path, digest in images_with_digest(train) if digest not in in_validation}
     df = train.df.copy()
     for m in ('OM', 'IM'):
-        df[m] = [p if p in mine else None for p in df[m]]
-    df['TEM'] = pd.Series([[p for p in bag if p in mine] for bag in df.TEM], index=df.index, dtype=object)
-    some = df[['OM', 'IM']].notna().any(axis=1) | (df.TEM.map(len) > 0)
-    return Cohort(df[some], train.classes, digests=train.digests, name='purged')
+        df[m] = [path if path in allowed else None for path in df[m]]
+    bags = [[path for path in bag if path in allowed] for bag in df.TEM]
+    df['TEM'] = pd.Series(bags, index=df.index, dtype=object)
+    has_image = df[['OM', 'IM']].notna().any(axis=1) | (df.TEM.map(len) > 0)
+    return Cohort(df[has_image], train.classes, digests=train.digests, name='purged')
+
+
+def train_and_predict(config, train, valid, seed, cache, test):
+    "Predictions of the fusion for the test patients."
+    trained = train_config(config, train, valid, seed, cache)
+    return read_out(trained, test)[0]['fusion']
 
 
 def judge(config, cohort, cache, k, seed):
-    "Accuracy and log loss of a configuration in purged cross-validation inside the training patients."
-    read = []
+    "Accuracy and log loss of a configuration in purged cross-validation within the training patients."
+    tables = []
     for train, valid in cohort.kfold(k, seed):
-        read.append(
-            predict_outputs(train_model(config, purged(train, valid), valid, seed, cache), valid).fusion
-        )
-    t = pd.concat(read)
-    return float((t.pred == t.label).mean()), float(
-        -np.mean(np.log([max(r[f'p_{r.label}'], 1e-7) for _, r in t.iterrows()]))
-    )
+        tables.append(train_and_predict(config, purged(train, valid), valid, seed, cache, valid))
+    preds = pd.concat(tables)
+    of_truth = [max(row[f'p_{row.label}'], 1e-7) for _, row in preds.iterrows()]
+    return float((preds.pred == preds.label).mean()), float(-np.mean(np.log(of_truth)))
 
 
 def ensemble(tables):
-    p = np.mean([t.filter(like='p_').to_numpy(float) for t in tables], 0)
-    t = tables[0]
-    return predictions(t.index, t.label, p, [c[2:] for c in t.filter(like='p_').columns], t.group)
+    "Predictions with the mean probabilities of several tables."
+    first = tables[0]
+    probs = np.mean([table.filter(like='p_').to_numpy(float) for table in tables], 0)
+    return predictions(first.index, first.label, probs, classes_of(first), first.group)
+
+
+def choose(a, train, cache):
+    "The best candidate, and accuracy and log loss of all of them."
+    tried = {}
+    for name in a.only:
+        config = Config(epochs=a.epochs, head=CANDIDATES[name])
+        accuracy, log_loss = tried[name] = judge(config, train, cache, a.k, 0)
+        text = f'accuracy {accuracy:.3f}, log loss {log_loss:.3f} on purged validation patients'
+        print(f'{name:<24} {text}', flush=True)
+    return max(tried, key=lambda name: (tried[name][0], -tried[name][1])), tried
+
+
+def figures(table):
+    "A table of `evaluate` or `compare` for JSON."
+    return {name: dict(row) for name, row in table.iterrows()}
+
+
+def difference_text(row):
+    interval = f"{row['low']:+.3f} to {row['high']:+.3f}"
+    return f"{row['difference']:+.3f} ({interval}), p {row['p']:.3f}"
+
+
+def print_row(name, metrics, differences):
+    "Print the figures of a model, and its differences from logistic regression if there are any."
+    accuracy, auc = metrics['accuracy'], metrics['macro_auc']
+    interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    text = f"accuracy {accuracy['estimate']:.3f} ({interval}), AUC {auc['estimate']:.3f}"
+    if differences:
+        d = {metric: difference_text(differences[metric]) for metric in ('accuracy', 'macro_auc')}
+        text += f"; minus logistic regression {d['accuracy']}; AUC {d['macro_auc']}"
+    print(f'{name:<20} {text}')
+
+
+def parse():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', required=True, help='folder of the training patients')
+    p.add_argument('--test', required=True, help='folder of the test patients')
+    p.add_argument('--cache', help='folder for the feature maps; default: memory')
+    p.add_argument('--json', help='file for the results')
+    p.add_argument('--k', type=int, default=5, help='folds of the cross-validation (default: 5)')
+    p.add_argument('--seeds', type=int, default=5, help='trainings of the best candidate (default: 5)')
+    p.add_argument('--epochs', type=int, default=15, help='of each training while choosing (default: 15)')
+    p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES), help='candidates')
+    return p.parse_args()
 
 
 def figure_text(metrics):
@@ -86,62 +137,35 @@ def difference_text(metrics):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', required=True)
-    p.add_argument('--test', required=True)
-    p.add_argument('--cache', help='folder for the maps; default: memory')
-    p.add_argument('--json')
-    p.add_argument('--k', type=int, default=5)
-    p.add_argument('--seeds', type=int, default=5)
-    p.add_argument('--epochs', type=int, default=15, help='while choosing')
-    p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES))
-    a = p.parse_args()
+    a = parse()
     warnings.simplefilter('ignore', CohortWarning)
     warnings.simplefilter('ignore', FutureWarning)
     print(machine())
-    train, test = Cohort.read(a.data, progress=False), Cohort.read(a.test, progress=False)
+    train = Cohort.read(a.data, progress=False)
+    test = Cohort.read(a.test, progress=False)
     cohort, fold = join_cohorts(train, test)
-    cohort.leaky = train.leaky = True  # said above; folds inside the training patients are purged
-    cache, tried = FeatureCache(a.cache, n_views=2, progress=False), {}
-    for name in a.only:
-        tried[name] = judge(TrainConfig(epochs=a.epochs, head=CANDIDATES[name]), train, cache, a.k, 0)
-        print(
-            f'{name:<24} accuracy {tried[name][0]:.3f}, log loss {tried[name][1]:.3f} on purged validation '
-            f'patients',
-            flush=True,
-        )
-    best = max(tried, key=lambda n: (tried[n][0], -tried[n][1]))
-    config = TrainConfig(head=CANDIDATES[best])
-    learners = (train_model(config, train, seed=s, cache=cache) for s in range(a.seeds))
-    reads = [predict_outputs(learn, test).fusion for learn in learners]
-    lr = baseline_folds(cohort, make_folds(cohort, given=fold), config, cache)
-    rows = {'mean of seeds': reads, 'ensemble of seeds': [ensemble(reads)], 'logistic regression': lr}
-    table = {k: {m: dict(r) for m, r in evaluate(v).iterrows()} for k, v in rows.items()}
-    against = {k: {m: dict(r) for m, r in compare(rows[k], lr).iterrows()} for k in list(rows)[:2]}
+    cohort.leaky = train.leaky = (
+        True  # shared images are accepted: folds within the training patients are purged
+    )
+    cache = FeatureCache(a.cache, n_views=2, progress=False)
+    best, tried = choose(a, train, cache)
+    config = Config(head=CANDIDATES[best])
+    seeds = [train_and_predict(config, train, None, seed, cache, test) for seed in range(a.seeds)]
+    baseline = baseline_folds(cohort, make_folds(cohort, given=fold), config, cache)
+    models = {'mean of seeds': seeds, 'ensemble of seeds': [ensemble(seeds)]}
+    against = {name: figures(compare(tables, baseline)) for name, tables in models.items()}
+    table = {name: figures(evaluate(t)) for name, t in (models | {'logistic regression': baseline}).items()}
     print(f'chosen: {best}')
-    for k, t in table.items():
-        d = against.get(k)
-        note = f'; minus the baseline {difference_text(d)}' if d else ''
-        print(f'{k:<20} {figure_text(t)}{note}')
+    for name, metrics in table.items():
+        print_row(name, metrics, against.get(name))
     if a.json:
-        Path(a.json).write_text(
-            json.dumps(
-                dict(
-                    date=str(date.today()),
-                    machine=machine(),
-                    config=asdict(config),
-                    tried=tried,
-                    best=best,
-                    seeds=a.seeds,
-                    each=[float((t.pred == t.label).mean()) for t in reads],
-                    table=table,
-                    against=against,
-                ),
-                indent=1,
-            )
-            + '\n',
-            encoding='utf-8',
+        result = dict(
+            date=str(date.today()), machine=machine(), config=asdict(config), tried=tried, best=best
         )
+        result['seeds'] = a.seeds
+        result['each'] = [float((t.pred == t.label).mean()) for t in seeds]
+        result |= dict(table=table, against=against)
+        Path(a.json).write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -526,7 +526,7 @@ def logistic_baseline(
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     smallest = _check_features(x, y, test_x, classes, groups).min()
     model = make_pipeline(
-        SimpleImputer(strategy='mean', keep_empty_features=True),  # a feature that nobody has becomes zero
+        SimpleImputer(strategy='mean', keep_empty_features=True),  # a feature that no patient has becomes zero
         StandardScaler(),
         LogisticRegression(max_iter=2000, C=1.0 if C is None else C),
     )
