@@ -21,7 +21,8 @@ from pathlib import Path
 from common import machine
 import numpy as np
 import pandas as pd
-from cmus_fastai.data.cohort import Cohort, CohortWarning
+from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.evaluation.crossval import Config, join_cohorts, make_folds, read_out, train_config
 from cmus_fastai.evaluation.metrics import compare, evaluate
 from cmus_fastai.evaluation.study import baseline_folds
@@ -81,7 +82,7 @@ def choose(a, train, cache):
     "The best candidate, and accuracy and log loss of all of them."
     tried = {}
     for name in a.only:
-        config = Config(epochs=a.epochs, head=CANDIDATES[name])
+        config = TrainConfig(epochs=a.epochs, head=CANDIDATES[name])
         accuracy, log_loss = tried[name] = judge(config, train, cache, a.k, 0)
         text = f'accuracy {accuracy:.3f}, log loss {log_loss:.3f} on purged validation patients'
         print(f'{name:<24} {text}', flush=True)
@@ -149,7 +150,7 @@ def main():
     )
     cache = FeatureCache(a.cache, n_views=2, progress=False)
     best, tried = choose(a, train, cache)
-    config = Config(head=CANDIDATES[best])
+    config = TrainConfig(head=CANDIDATES[best])
     seeds = [train_and_predict(config, train, None, seed, cache, test) for seed in range(a.seeds)]
     baseline = baseline_folds(cohort, make_folds(cohort, given=fold), config, cache)
     models = {'mean of seeds': seeds, 'ensemble of seeds': [ensemble(seeds)]}
