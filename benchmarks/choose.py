@@ -23,10 +23,12 @@ import numpy as np
 import pandas as pd
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.check import CohortWarning
-from cmus_fastai.evaluation.crossval import Config, join_cohorts, make_folds, read_out, train_config
+from cmus_fastai.evaluation.crossval import join_cohorts, make_folds
 from cmus_fastai.evaluation.metrics import compare, evaluate
 from cmus_fastai.evaluation.study import baseline_folds
 from cmus_fastai.training.features import FeatureCache, image_digests
+from cmus_fastai.training.config import TrainConfig
+from cmus_fastai.training.fit import predict_outputs, train_model
 from cmus_fastai.training.predictions import classes_of, predictions
 
 FUSIONS = ('cmsa', 'concat', 'self', 'gated', 'lowrank', 'vote', 'mean')
@@ -57,8 +59,8 @@ def purged(train, valid):
 
 def train_and_predict(config, train, valid, seed, cache, test):
     "Predictions of the fusion for the test patients."
-    trained = train_config(config, train, valid, seed, cache)
-    return read_out(trained, test)[0]['fusion']
+    trained = train_model(config, train, valid, seed, cache)
+    return predict_outputs(trained, test).fusion
 
 
 def judge(config, cohort, cache, k, seed):
@@ -121,20 +123,6 @@ def parse():
     p.add_argument('--epochs', type=int, default=15, help='of each training while choosing (default: 15)')
     p.add_argument('--only', nargs='+', choices=CANDIDATES, default=list(CANDIDATES), help='candidates')
     return p.parse_args()
-
-
-def figure_text(metrics):
-    "Accuracy with its interval, and AUC."
-    accuracy, auc = metrics['accuracy'], metrics['macro_auc']
-    interval = f"{accuracy['low']:.3f} to {accuracy['high']:.3f}"
-    return f"accuracy {accuracy['estimate']:.3f} ({interval}), AUC {auc['estimate']:.3f}"
-
-
-def difference_text(metrics):
-    "Paired differences of accuracy and AUC with intervals and p values."
-    def one(row):
-        return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f}), p {row['p']:.3f}"
-    return f"{one(metrics['accuracy'])}; AUC {one(metrics['macro_auc'])}"
 
 
 def main():

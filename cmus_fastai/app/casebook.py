@@ -495,7 +495,7 @@ def _select_predictions(table: pd.DataFrame, kind: str, class_name: str | None) 
 @patch
 def filters(self: CaseBook) -> list[tuple]:  # Pairs of a text and the arguments of `patients`
     "The filters that are possible now, with the number of patients."
-    filters = [('all patients', ('all', None))]
+    filters: list[tuple[str, tuple]] = [('all patients', ('all', None))]
     if self.predictions is not None:
         filters += [('wrong', ('wrong', None)), ('uncertain quarter', ('uncertain', None))]
     filters += [(f'diagnosis {name}', ('label', name)) for name in self.cohort.classes]
@@ -606,7 +606,8 @@ def colour_scale(
     explanation: Explanation,  # With an attribution
 ) -> ColourScale:
     "The colour scale of an overlay."
-    attribution, target = explanation.attribution, explanation.target
+    attribution: Any = explanation.attribution
+    target = explanation.target
     limit, unit = colour_limit(attribution), OVERLAYS[explanation.overlay].unit
     if attribution.signed:
         return ColourScale(-limit, limit, f'against {target}', f'for {target}', unit)
@@ -1020,7 +1021,8 @@ def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     "One case on a page or a part of it."
     images = case_images(e)
     figure.suptitle(_case_title(e), fontsize=13, **_PLAIN)
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[3, 3.2, 0.7])
+    parts: Any = figure.subfigures(3, 1, height_ratios=[3, 3.2, 0.7])
+    top, middle, bottom = parts
     om, im, probabilities, contributions = top.subplots(1, 4, width_ratios=[1.1, 1.1, 1.2, 0.8])
     for ax, modality in ((om, 'OM'), (im, 'IM')):
         _draw_image(ax, images[modality], modality, modality not in e.case.present, opacity)
@@ -1038,8 +1040,9 @@ def case_figure(
 ) -> Figure:  # A page of A4 in landscape for each case
     "One or several cases as a figure."
     figure = Figure(figsize=(11.7, 8.3 * len(explanations)), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    parts = np.atleast_1d(figure.subfigures(len(explanations), 1))
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.1, h_pad=0.08)
+    parts: Any = figure.subfigures(len(explanations), 1, squeeze=False)[:, 0]
     for part, explanation in zip(parts, explanations):
         _draw_case(part, explanation, opacity)
     return figure

@@ -163,7 +163,7 @@ def _make_image_controls(self: CaseExplorer):
     self.modality_boxes = {
         name: _tick_box(name, f'Give {name} to the model', width='62px') for name in MODALITIES
     }
-    self._tem_boxes: list[widgets.Checkbox] = []  # As many as the largest bag that was shown
+    self._tem_boxes = []  # Tick boxes, as many as the largest bag that was shown
     self.tem_boxes = widgets.Box(
         layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%')
     )

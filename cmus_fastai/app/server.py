@@ -28,7 +28,8 @@ def _notebook(
         'from cmus_fastai.app.server import show_explorer\n'
         f'show_explorer(**json.loads({json.dumps(arguments)!r}))'
     )
-    cell = dict(cell_type='code', id='explorer', metadata={}, execution_count=None, outputs=[], source=source)
+    cell: dict = dict(cell_type='code', id='explorer', metadata={}, source=source)
+    cell |= dict(execution_count=None, outputs=[])
     kernel = dict(name='python3', display_name='Python 3', language='python')
     return json.dumps(dict(cells=[cell], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5))
 

@@ -217,7 +217,8 @@ def calibration(
     intervals = np.full((4, 2), np.nan)
     if n_groups > 1:
         intervals[:] = [percentile_interval(b, level) for b in boots]
-    intervals[0] = _reflected_interval(figures[0], *intervals[0], miscalibrated=p[0] <= 1 - level)
+    low, high = intervals[0]
+    intervals[0] = _reflected_interval(figures[0], low, high, miscalibrated=p[0] <= 1 - level)
     low, high = intervals.T
     columns = dict(estimate=figures, low=low, high=high, if_calibrated=simulated.mean(1), p=p, n=len(df))
     return pd.DataFrame(columns, index=['ece', 'brier', 'nll', 'overconfidence'])

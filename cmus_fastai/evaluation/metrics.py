@@ -10,6 +10,7 @@ __all__ = ['EvaluationWarning', 'labelled_rows', 'point_estimates', 'resample_co
 
 # %% ../../nbs/evaluation/00_metrics.ipynb #c003
 import warnings
+from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -526,7 +527,7 @@ def logistic_baseline(
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     smallest = _check_features(x, y, test_x, classes, groups).min()
     model = make_pipeline(
-        SimpleImputer(strategy='mean', keep_empty_features=True),  # a feature that no patient has becomes zero
+        SimpleImputer(strategy='mean', keep_empty_features=True),  # a feature of no patient becomes 0
         StandardScaler(),
         LogisticRegression(max_iter=2000, C=1.0 if C is None else C),
     )
@@ -610,7 +611,7 @@ def plot_roc(
         _, ax = plt.subplots(figsize=(4.2, 4.2))
     ax.plot([0, 1], [0, 1], ls=':', color='#999', lw=1)
     aucs = _plot_class_curves(ax, df, classes)
-    place = dict(loc='lower right')
+    place: dict[str, Any] = dict(loc='lower right')
     if len(classes) > 5 or max(map(len, classes)) > 12:
         place = dict(loc='center left', bbox_to_anchor=(1.02, 0.5))  # outside, where there is more room
     if aucs:

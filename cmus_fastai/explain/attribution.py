@@ -48,7 +48,7 @@ class Case:
     names: dict  # File names: 'OM' and 'IM' (None where missing), 'TEM' (a list)
     images: tuple  # OM [1,3,H,W], IM [1,3,H,W], TEM [1,N,3,H,W], in [0,1]; 0 where missing
     masks: tuple  # True where there is an image, bool [1], [1], [1,N]
-    maps: tuple | None = None  # Feature maps [1,C,h,w], [1,C,h,w], [1,N,C,h,w]
+    maps: Any = None  # Tuple of feature maps [1,C,h,w], [1,C,h,w], [1,N,C,h,w]
 
     @property
     def present(self) -> list[str]:
@@ -240,7 +240,7 @@ def replace_image(
             "Images are numbered from 0."
         )
 
-    changed = {}
+    changed: dict[str, Any] = {}
     for field_name in ('images', 'maps', 'masks'):
         *rest, tem = getattr(self, field_name)
         tem = tem.clone()
@@ -248,7 +248,8 @@ def replace_image(
         changed[field_name] = (*rest, tem)
     tem_names = list(self.names['TEM'])
     tem_names[place] = other.names['TEM'][other_place]
-    return replace(self, names={**self.names, 'TEM': tem_names}, **changed)
+    changed['names'] = {**self.names, 'TEM': tem_names}
+    return replace(self, **changed)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c035
 @torch.no_grad()
@@ -388,7 +389,7 @@ def attention(
     if 'om' not in weights or 'TEM' not in case.present:
         return {}
     h, w = case.maps[0].shape[-2:]
-    maps = {}
+    maps: dict[str, np.ndarray] = {}
     for m in ('OM', 'IM'):
         if m in case.present:
             share = _select_attention(weights[m.lower()][0], w, token, head)
@@ -522,7 +523,8 @@ def _baseline_image(
         sigma = [0] * (x.ndim - 2) + [x.shape[-1] / 16] * 2
         return torch.as_tensor(gaussian_filter(x.cpu().numpy(), sigma), device=x.device) * here
     grey = x[mask].mean().item() if mask.any() else 0.5
-    value = dict(white=1.0, black=0.0, grey=grey).get(kind, kind)
+    levels: dict = dict(white=1.0, black=0.0, grey=grey)
+    value = levels.get(kind, kind)
     if isinstance(value, str) or not 0 <= value <= 1:
         raise ValueError(
             f"There is no baseline {kind!r}. Choose 'white', 'black', 'grey', 'blur', or a number in [0, 1]."
@@ -872,9 +874,9 @@ def attribute(
     logits = CaseLogits(predictor, case, output, fix_weights=not perturbs, reuse_maps=perturbs)
     with _no_weight_gradients(predictor.model):
         attributions, info = run(logits, case, k, baseline_images(case, baselines), **kwargs)
-    om, im, tem = (_pixel_values(x, perturbs) for x in attributions)
-    om, im = (x if mask.any() else None for x, mask in zip((om, im), case.masks))
-    tem = [x if here else None for x, here in zip(tem[: case.n], case.masks[2][0])]
+    pixels = [_pixel_values(x, perturbs) for x in attributions]
+    om, im = (x if mask.any() else None for x, mask in zip(pixels[:2], case.masks))
+    tem = [x if here else None for x, here in zip(pixels[2][: case.n], case.masks[2][0])]
     return Attribution(method, predictor.classes[k], output, om, im, tem, signed, info)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c094
@@ -938,12 +940,12 @@ def _draw_row(
         scales = dict.fromkeys(('OM', 'IM'), scale_of(a, ('OM', 'IM'))) | dict(TEM=scale_of(a, ('TEM',)))
     else:
         scales = dict.fromkeys(MODALITIES, scale_of(a))
-    axs = iter(axs)
+    free = iter(axs)
     for m, images, mask in zip(MODALITIES, case.images, case.masks):
         for x, here, values in zip(images.flatten(0, -4), mask.flatten(), a.maps(m)):
             if m == 'TEM' and not here:
                 continue
-            ax = next(axs)
+            ax = next(free)
             ax.set_axis_off()
             if values is not None:
                 ax.imshow(overlay(picture(x), heat(values, a.signed, scales[m]), 0.85))
@@ -960,10 +962,8 @@ def plot_attribution(
     size = dict(figsize=(1.45 * columns, 1.65 * len(attributions)), dpi=80)
     fig, axs = plt.subplots(len(attributions), columns, squeeze=False, layout='constrained', **size)
     for i, a in enumerate(attributions):
-        blur = sigma
-        if sigma is None:
-            blur = 2.0 if a.method in PIXEL_METHODS else 0.0
-        _draw_row(axs[i], case, smooth(a, blur))
+        default = 2.0 if a.method in PIXEL_METHODS else 0.0
+        _draw_row(axs[i], case, smooth(a, default if sigma is None else sigma))
         title = a.method if a.method == 'attention' else f'{a.method}, for {a.target}'
         axs[i, 0].set_title(titles[i] if titles else title, fontsize=8, loc='left')
     return fig

@@ -369,8 +369,8 @@ def _pixels_of_both(
     modality: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # Values of the same pixels, [M] each; empty if no image is in both
     "The pixels of all images that have a map in both attributions."
-    pairs = zip(a.maps(modality), b.maps(modality))
-    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    both = zip(a.maps(modality), b.maps(modality))
+    pairs = [(x, y) for x, y in both if x is not None and y is not None]
     if not pairs:
         return np.empty(0), np.empty(0)
     return np.concatenate([x.ravel() for x, _ in pairs]), np.concatenate([y.ravel() for _, y in pairs])
@@ -663,7 +663,7 @@ def _removal_records(
     "Deletion and insertion with their chance level."
     records = []
     for check, curve, chance in zip(('deletion', 'insertion'), curves, random_curves):
-        record = dict(check=check, method=method, modality=modality)
+        record: dict[str, Any] = dict(check=check, method=method, modality=modality)
         record |= dict(value=curve_area(curve), chance=curve_area(chance))
         record |= dict(curve=np.round(curve, 4).tolist(), blind=np.round(chance, 4).tolist())
         records.append(record)
@@ -949,7 +949,7 @@ CHECK_LABELS = dict(
     head='similarity:\nrandom head ↓',
     all='similarity:\nall random ↓',
 )
-VERDICT_STYLES = dict(
+VERDICT_STYLES: dict[str, Any] = dict(
     holds=dict(color=OKABE_ITO[0], marker='o', mfc=OKABE_ITO[0]),
     undecided=dict(color='#888888', marker='o', mfc='white'),
     fails=dict(color=OKABE_ITO[1], marker='X', mfc=OKABE_ITO[1]),

@@ -40,16 +40,16 @@ def _with_mask(
     "Images or maps with their mask; without a mask all are real."
     if x is None:
         return None
-    x, mask = x if isinstance(x, (tuple, list)) else (x, None)
-    x = x.as_subclass(Tensor)  # fastai's typed tensors of different kinds may not meet in one operation
+    given, mask = x if isinstance(x, (tuple, list)) else (x, None)
+    images = given.as_subclass(Tensor)  # typed tensors of fastai may not meet in one operation
     if mask is None:
-        return x, torch.ones(x.shape[:n_dims], dtype=torch.bool, device=x.device)
+        return images, torch.ones(images.shape[:n_dims], dtype=torch.bool, device=images.device)
     mask = mask.as_subclass(Tensor).bool()
-    if mask.shape != x.shape[:n_dims]:
+    if mask.shape != images.shape[:n_dims]:
         raise ValueError(
-            f"a mask of shape {tuple(mask.shape)} does not fit images of shape {tuple(x.shape)}"
+            f"a mask of shape {tuple(mask.shape)} does not fit images of shape {tuple(images.shape)}"
         )
-    return x, mask
+    return images, mask
 
 # %% ../../nbs/models/05_cmusnet.ipynb #c013
 def encode_real(

@@ -8,6 +8,7 @@ __all__ = ['LOSS_WEIGHTS', 'UncertaintyLoss', 'LearnUncertainty', 'modulation_fa
 
 # %% ../../nbs/training/02_balance.ipynb #c005
 from functools import partial
+from typing import Any
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner, ValueMetric
@@ -143,11 +144,11 @@ def modality_parameters(
     model: CMUSNet | CMUSHead,  # Perhaps wrapped for several GPUs
 ) -> dict[str, list]:  # Parameters of 'om', 'im', 'tem'
     "The parameters that belong to one modality alone: its encoder, its projection, its branch classifier."
-    model = getattr(model, 'module', model)
-    head = model.head if isinstance(model, CMUSNet) else model
+    network: Any = getattr(model, 'module', model)
+    head = network.head if isinstance(network, CMUSNet) else network
     parameters = {}
     for name in BRANCHES:
-        encoder = [getattr(model, name)] if isinstance(model, CMUSNet) else []
+        encoder = [getattr(network, name)] if isinstance(network, CMUSNet) else []
         modules = [*encoder, head.proj[name], getattr(head, name)]
         parameters[name] = [p for module in modules for p in module.parameters()]
     return parameters
