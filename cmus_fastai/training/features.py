@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from ..core import MODALITIES, count_noun, digest, write_file
-from ..data.bag import IMSlot, LoadSlot, OMSlot, TEMBag, TriModalDL
+from ..data.bag import SLOT_KINDS, IMSlot, OMSlot, TEMBag, TriModalDL
 from ..data.images import read_image
 from ..data.cohort import Cohort
 from ..data.check import CohortError
@@ -239,8 +239,7 @@ def _read_unchanged(job, options):
 # %% ../../nbs/training/03_features.ipynb #c034
 def _reading(size, resample):
     "How the images of each modality are read: modality → options of `read_image`."
-    backgrounds = {m: LoadSlot(m).read.keywords['background'] for m in MODALITIES}
-    return {m: dict(size=size, resample=resample, background=backgrounds[m]) for m in MODALITIES}
+    return {m: dict(size=size, resample=resample, background=SLOT_KINDS[m].background) for m in MODALITIES}
 
 # %% ../../nbs/training/03_features.ipynb #c035
 @patch
