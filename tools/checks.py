@@ -265,7 +265,7 @@ def check_outputs():
 
 def check_machine():
     "No notebook holds a path of the machine that ran it."
-    pattern = re.compile(r'(?<![\w.])/(?:root|home|work|tmp|Users)/\w+')
+    pattern = re.compile(r'(?<![\w.])/(?:root|home|work|tmp|Users)/[\w.]+')
     complaints = []
     for path in nbglob(root/'nbs', as_path=True):
         for cell in json.loads(path.read_text())['cells']:
