@@ -1,9 +1,15 @@
-"""How the documentation shows a NamedTuple: by its fields instead of `*args, **kwargs`; only nbdev uses it"""
+"""How the documentation shows classes that have no signature of their own; only nbdev uses it
+
+A NamedTuple and a dataclass are shown by their fields with the comments beside them, and a class that inherits its
+signature (an exception, a tensor) by its base.
+"""
+import dataclasses
 import inspect
 import re
 from nbdev.showdoc import BasicMarkdownRenderer
 
 FIELD = re.compile(r'    \w+\s*:')
+SIGNATURE = re.compile(r'```python\ndef \w+\(\n.*?\n\).*?\n```', re.S)
 
 
 def field_lines(kind):
@@ -12,11 +18,21 @@ def field_lines(kind):
     return [line for line in body.splitlines() if FIELD.match(line)]
 
 
-class FieldRenderer(BasicMarkdownRenderer):
-    "nbdev's renderer, with the fields of a NamedTuple."
+def class_signature(kind):
+    "What stands in the place of a signature, or None if the class has one of its own."
+    if dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, '_fields')):
+        return '\n'.join([f'class {kind.__name__}:', *field_lines(kind)])
+    if '__init__' not in vars(kind):
+        return f'class {kind.__name__}({", ".join(base.__name__ for base in kind.__bases__)})'
+    return None
+
+
+class ClassRenderer(BasicMarkdownRenderer):
+    "nbdev's renderer, with a readable head for classes without a signature of their own."
 
     def _repr_markdown_(self):
         text = super()._repr_markdown_()
-        if not (inspect.isclass(self.sym) and issubclass(self.sym, tuple) and hasattr(self.sym, '_fields')):
+        signature = class_signature(self.sym) if inspect.isclass(self.sym) else None
+        if signature is None:
             return text
-        return text.replace('    *args, **kwargs', '\n'.join(field_lines(self.sym)), 1)
+        return SIGNATURE.sub(lambda _: f'```python\n{signature}\n```', text, count=1)
