@@ -1,7 +1,7 @@
 """How the documentation shows classes that have no signature of their own; only nbdev uses it
 
-A NamedTuple and a dataclass are shown by their fields with the comments beside them, and a class that inherits its
-signature (an exception, a tensor) by its base.
+A NamedTuple and a dataclass are shown by their fields with the comments beside them, and a class that inherits
+`*args, **kwargs` (an exception, a tensor) by its base.
 """
 import dataclasses
 import inspect
@@ -18,11 +18,11 @@ def field_lines(kind):
     return [line for line in body.splitlines() if FIELD.match(line)]
 
 
-def class_signature(kind):
-    "What stands in the place of a signature, or None if the class has one of its own."
+def class_signature(kind, text):
+    "What stands in the place of the signature in `text`, or None if that is good as it is."
     if dataclasses.is_dataclass(kind) or (issubclass(kind, tuple) and hasattr(kind, '_fields')):
         return '\n'.join([f'class {kind.__name__}:', *field_lines(kind)])
-    if '__init__' not in vars(kind):
+    if '(\n    *args, **kwargs\n)' in text:
         return f'class {kind.__name__}({", ".join(base.__name__ for base in kind.__bases__)})'
     return None
 
@@ -32,7 +32,7 @@ class ClassRenderer(BasicMarkdownRenderer):
 
     def _repr_markdown_(self):
         text = super()._repr_markdown_()
-        signature = class_signature(self.sym) if inspect.isclass(self.sym) else None
+        signature = class_signature(self.sym, text) if inspect.isclass(self.sym) else None
         if signature is None:
             return text
         return SIGNATURE.sub(lambda _: f'```python\n{signature}\n```', text, count=1)
