@@ -1,6 +1,6 @@
 """How the documentation shows classes that have no signature of their own; only nbdev uses it
 
-A NamedTuple and a dataclass are shown by their fields with the comments beside them, and a class that inherits
+A NamedTuple and a dataclass are shown by their fields with the comments beside them; a class that inherits
 `*args, **kwargs` (an exception, a tensor) by its base.
 """
 import dataclasses
