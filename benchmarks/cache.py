@@ -25,7 +25,6 @@ from common import BACKBONE, Table, arguments, machine, median, ratio, write
 import torch
 from fastai.callback.all import Callback
 from fastai.callback.core import CancelTrainException, CancelValidException
-import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.phantom import make_phantom
 from cmus_fastai.training.features import FeatureCache

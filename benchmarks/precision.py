@@ -29,7 +29,6 @@ from common import (
     ratio,
     write,
 )
-import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.phantom import make_phantom
 from cmus_fastai.training.features import FeatureCache

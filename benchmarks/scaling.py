@@ -39,7 +39,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.training.features import FeatureCache
 from cmus_fastai.data.phantom import DISEASES, draw_im, draw_om, draw_tem

@@ -213,10 +213,10 @@ class Augment(Transform):
     def encodes(self, x: TensorOM):
         return self._vary(_vary_stain(x, self.stain))
 
-    def encodes(self, x: TensorTEM):  # noqa: F811
+    def encodes(self, x: TensorTEM):  # noqa: F811 (dispatched on the type)
         return self._vary(x)
 
-    def encodes(self, x: TensorIM):  # noqa: F811
+    def encodes(self, x: TensorIM):  # noqa: F811 (dispatched on the type)
         turned = self._turn(x)
         gain = _draw_normal(x, self.brightness).exp()
         return (turned * gain).clamp_(0, 1)
