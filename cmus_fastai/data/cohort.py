@@ -23,7 +23,7 @@ import pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
-from ..core import count_noun, render, write_file
+from ..core import MODALITIES, count_noun, render, write_file
 from .check import CohortError, CohortWarning, Problem, Problems
 from .images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, ImageCheck, check_image
 from .splits import assign_folds, choose_test, link_groups
@@ -533,28 +533,28 @@ def _check_images(
     return {path: result.digest for path, result in results.items() if result.digest}
 
 # %% ../../nbs/data/04_cohort.ipynb #c061
-def _choose_one(
+def _choose_om(
     drafts: Drafts,
     patient: str,  # Patient id
-    slot: str,  # 'OM' or 'IM'
-    paths: list[Path],  # Candidates, the best first
-) -> Path | None:
-    "The image of a slot that takes one; the others are reported as unused."
-    if not paths:
-        return None
-    for path in paths[1:]:
-        if path != paths[0]:
-            drafts.report('unused image', f'{slot} is taken from {paths[0].name}', 'unused', patient, path)
-    return paths[0]
+    glomeruli: list[Path],  # Images of glomeruli, cut out
+    fields: list[Path],  # Images of whole fields
+) -> list[Path]:
+    "The OM images: the glomeruli, or the whole fields if there is no glomerulus."
+    if not glomeruli:
+        return fields
+    for path in fields:
+        what = 'a whole field; OM is read from the glomeruli that were cut out'
+        drafts.report('unused image', what, 'unused', patient, path)
+    return glomeruli
 
 # %% ../../nbs/data/04_cohort.ipynb #c062
 def _fill_bag(
     drafts: Drafts,
     patient: str,  # Patient id
-    paths: list[Path],  # TEM images, by name
+    paths: list[Path],  # Images of one modality, by name
     digests: Mapping,  # Path → digest
 ) -> list[Path]:
-    "All TEM images, each once."
+    "All images of a modality, each once."
     first_with: dict[Hashable, Path] = {}  # digest → path
     for path in paths:
         first = first_with.setdefault(digests.get(path, path), path)
@@ -568,20 +568,19 @@ def _fill_slots(
     drafts: Drafts,
     draft: Draft,  # With sound images only
     digests: Mapping,  # Path → digest
-) -> dict:  # OM, IM (path or `None`) and TEM (list of paths)
-    "Choose a patient's images."
+) -> dict[str, list[Path]]:  # Modality → images
+    "The images of a patient, by modality."
     by_slot = defaultdict(list)
     for image in sorted(draft.images, key=lambda image: (image.path.name, str(image.path))):
         by_slot[image.slot].append(image.path)
-    om = _choose_one(drafts, draft.patient, 'OM', by_slot['OM'] + by_slot['OM-ori'])
-    im = _choose_one(drafts, draft.patient, 'IM', by_slot['IM'])
-    bag = _fill_bag(drafts, draft.patient, by_slot['TEM'], digests)
-    used = [path for path in (om, im) if path is not None] + bag
+    by_slot['OM'] = _choose_om(drafts, draft.patient, by_slot['OM'], by_slot['OM-ori'])
+    bags = {slot: _fill_bag(drafts, draft.patient, by_slot[slot], digests) for slot in MODALITIES}
+    used = [path for bag in bags.values() for path in bag]
     for first, second in combinations(used, 2):
         if digests.get(first, first) == digests.get(second, second):
             what = f'the same image as {first.name}, in another modality'
             drafts.report('repeated image', what, 'kept', draft.patient, second)
-    return dict(OM=om, IM=im, TEM=bag)
+    return bags
 
 # %% ../../nbs/data/04_cohort.ipynb #c064
 def _fill_rows(
@@ -593,7 +592,7 @@ def _fill_rows(
     rows = {}
     for draft in sorted(patients, key=lambda draft: draft.patient):
         slots = _fill_slots(drafts, draft, digests)
-        if slots['OM'] or slots['IM'] or slots['TEM']:
+        if any(slots.values()):
             rows[draft.patient] = dict(label=draft.labels[0] if draft.labels else None, **slots)
         else:
             what = 'no usable OM, IM or TEM image'
@@ -631,8 +630,8 @@ def _given_groups(
 def images_of(
     row: pd.Series,  # A row of `Cohort.df`
 ) -> list[Path]:
-    "All images of one case: OM, IM, and the bag."
-    return [path for path in (row.OM, row.IM) if path is not None] + list(row.TEM)
+    "All images of one case: OM, IM, then TEM."
+    return [path for modality in MODALITIES for path in row[modality]]
 
 # %% ../../nbs/data/04_cohort.ipynb #c068
 def _shared_images(
@@ -704,17 +703,19 @@ def _settle_classes(
 
 # %% ../../nbs/data/04_cohort.ipynb #c074
 class Cohort:
-    "Checked cases, one row per patient: label, OM, IM, TEM (a list) and group."
+    "Checked cases, one row per patient: label, the images of OM, IM and TEM (three lists), group."
 
     def __init__(
         self,
-        df: pd.DataFrame,  # Index patient; columns label, OM, IM (path or `None`), TEM (list of paths), group
+        df: pd.DataFrame,  # Index patient; columns label, OM, IM, TEM (each a list of paths), group
         classes: Iterable[str],  # Names, in the order of the class numbers
         problems: Iterable[Problem] = (),  # Findings while reading
         root: Path | None = None,  # Folder that files are named from
         name: str = 'cohort',  # For titles
         digests: dict | None = None,  # Path → digest of its bytes
         leaky: bool = False,  # Whether splits leak, because shared images could not be kept together
+        tags: dict | None = None,  # Path → stain or antibody, where it is known
+        scales: dict | None = None,  # Path → nm per px, where it is known
     ):
         self.df = df
         self.classes = list(classes)
@@ -723,6 +724,8 @@ class Cohort:
         self.name = name
         self.digests = digests or {}
         self.leaky = leaky
+        self.tags = tags or {}
+        self.scales = scales or {}
 
     def __repr__(self) -> str:
         return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
@@ -917,18 +920,15 @@ def _summarise(
     df: pd.DataFrame,  # Rows of a cohort
 ) -> dict:
     "One line of `Cohort.summary`."
-    om, im, n_tem = df.OM.notna(), df.IM.notna(), df.TEM.map(len)
-    bag = f'{n_tem.min()} – {n_tem.median():g} – {n_tem.max()}' if len(df) else ''
-    return {
-        'patients': len(df),
-        'groups': df.group.nunique(),
-        'OM': om.sum(),
-        'IM': im.sum(),
-        'TEM': (n_tem > 0).sum(),
-        'complete': (om & im & (n_tem > 0)).sum(),
-        'images': om.sum() + im.sum() + n_tem.sum(),
-        'bag (min – median – max)': bag,
-    }
+    sizes = {modality: df[modality].map(len).astype(int) for modality in MODALITIES}
+    counts = pd.DataFrame(sizes, df.index)
+    line = {'patients': len(df), 'groups': df.group.nunique()}
+    line.update((counts > 0).sum())
+    line['complete'] = (counts > 0).all(axis=1).sum()
+    line['images'] = counts.sum().sum()
+    for modality, n in counts.items():
+        line[f'{modality} images'] = f'{n.min()} – {n.median():g} – {n.max()}' if len(n) else ''
+    return line
 
 # %% ../../nbs/data/04_cohort.ipynb #c097
 @patch
@@ -1010,9 +1010,19 @@ def subset(
         [p for p in self.findings if p.patient in kept or p.kind == 'leak'],
         self.root,
         name or self.name,
-        {path: self.digests[path] for path in paths if path in self.digests},
+        _select(self.digests, paths),
         self.leaky,
+        _select(self.tags, paths),
+        _select(self.scales, paths),
     )
+
+
+def _select(
+    values: Mapping,  # Path → value
+    paths: Iterable[Path],
+) -> dict:
+    "The values of these paths."
+    return {path: values[path] for path in paths if path in values}
 
 # %% ../../nbs/data/04_cohort.ipynb #c118
 @patch
@@ -1094,7 +1104,7 @@ def check_same_classes(
 def to_table(
     self: Cohort,
     path=None,  # CSV file to write; default: only return the table
-) -> pd.DataFrame:  # Columns patient, label, OM, IM, TEM (separated by |), group
+) -> pd.DataFrame:  # Columns patient, label, OM, IM, TEM (each separated by |), group
     "One row per patient, as a table that `Cohort.from_table` reads back."
     for row in self:
         for image in images_of(row):
@@ -1108,11 +1118,10 @@ def to_table(
         raise CohortError(f'{file.parent}: there is no such folder to write {file.name} in')
 
     def write(image):
-        return '' if image is None else _relative_name(image, base)
+        return _relative_name(image, base)
 
-    om, im = ([write(image) for image in self.df[slot]] for slot in ('OM', 'IM'))
-    tem = ['|'.join(write(image) for image in bag) for bag in self.df.TEM]
-    df = self.df.assign(OM=om, IM=im, TEM=tem).reset_index()
+    written = {slot: ['|'.join(write(image) for image in bag) for bag in self.df[slot]] for slot in MODALITIES}
+    df = self.df.assign(**written).reset_index()
     if file:
         write_file(file, df.to_csv(index=False))
     return df
