@@ -540,6 +540,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'cmus_fastai/data/cohort.py'),
                                          'cmus_fastai.data.cohort._summarise': ( 'data/cohort.html#_summarise',
                                                                                  'cmus_fastai/data/cohort.py'),
+                                         'cmus_fastai.data.cohort.as_bag': ('data/cohort.html#as_bag', 'cmus_fastai/data/cohort.py'),
                                          'cmus_fastai.data.cohort.audit_leak': ( 'data/cohort.html#audit_leak',
                                                                                  'cmus_fastai/data/cohort.py'),
                                          'cmus_fastai.data.cohort.build_cohort': ( 'data/cohort.html#build_cohort',
