@@ -747,12 +747,19 @@ class Cohort:
         return patient in self.df.index
 
     def __iter__(self) -> Iterator[pd.Series]:
-        return (row for _, row in self.df.iterrows())
+        return (self._case(row) for _, row in self.df.iterrows())
 
     def __getitem__(self, patient: str) -> pd.Series:
         if patient not in self.df.index:
             raise KeyError(f'no patient {patient!r} in {self.name}')
-        return self.df.loc[patient]
+        return self._case(self.df.loc[patient])
+
+    def _case(self, row: pd.Series) -> pd.Series:
+        "A row with the tags and scales of its images, if there are any."
+        for name, values in (('tags', self.tags), ('scales', self.scales)):
+            if values:
+                row[name] = _select(values, images_of(row))
+        return row
 
 # %% ../../nbs/data/04_cohort.ipynb #c076
 @patch(as_prop=True)

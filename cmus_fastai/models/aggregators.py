@@ -45,6 +45,8 @@ def _weighted_sum(
     x: Tensor,  # [B,N,...]
 ) -> Tensor:  # [B,...]
     "Sum of the instances of each bag, times their weights."
+    if x.shape[1] == 1:  # a bag of one image with the weight 1 is that image, in every precision
+        return weights[:, 0].view(-1, *[1] * (x.ndim - 2)) * x[:, 0]
     return torch.einsum('bn,bn...->b...', weights, x)
 
 # %% ../../nbs/models/02_aggregators.ipynb #c016
