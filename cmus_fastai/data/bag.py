@@ -366,11 +366,12 @@ def show_case(
 
 # %% ../../nbs/data/05_bag.ipynb #c053
 def places_for(
-    bags: Sequence[tuple],  # The OM and IM bags of a batch: images [B,N,3,H,W] and masks [B,N]
+    cases: Iterable[tuple],  # Of each case the OM bag, the IM bag, …: images [N,3,H,W], which are real [N], …
     most: int = 4,  # The most Axes for one modality
 ) -> tuple[int, int]:
     "How many Axes a figure needs for OM and for IM."
-    n_om, n_im = (min(most, max(1, int(mask.sum(1).max()))) for _, mask, *_ in bags)
+    sizes = [(int(om[1].sum()), int(im[1].sum())) for om, im, *_ in cases]
+    n_om, n_im = (min(most, max(1, *bag_sizes)) for bag_sizes in zip(*sizes, (1, 1)))
     return n_om, n_im
 
 # %% ../../nbs/data/05_bag.ipynb #c054
@@ -451,12 +452,12 @@ def show_batch(
     n = min(max_n, len(om[0]))
     if titles is None:
         titles = [self.vocab[int(i)] for i in targets[0][:n]] if targets else [''] * n
-    places = places_for((om, im))
+    cases = [[tuple(values[i] for values in bags) for bags in (om, im, tem)] for i in range(n)]
+    places = places_for(cases)
     columns = sum(places) + max_tem
     fig, axs = plt.subplots(n, columns, figsize=(1.35 * columns, 1.8 * n), squeeze=False, dpi=80)
     for i in range(n):
-        case = [tuple(values[i] for values in bags) for bags in (om, im, tem)]
-        show_case(axs[i], *case, titles[i], captions[i] if captions else None, places)
+        show_case(axs[i], *cases[i], titles[i], captions[i] if captions else None, places)
     fig.tight_layout(pad=0.4)
     return None
 

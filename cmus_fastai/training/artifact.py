@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from .. import __version__
 from ..core import MODALITIES, new_folder, write_file
-from ..data.bag import LoadSlot, TriModalDL, pad_bags
+from ..data.bag import CaseImages, LoadBag, TriModalDL, pad_bags
 from ..data.cohort import Cohort
 from ..models.cmusnet import CMUSHead, CMUSNet, CMUSOutput
 from .heads import ordinal_heads
@@ -102,25 +102,26 @@ def load_model(
     return model.to(device).eval(), config
 
 # %% ../../nbs/training/09_artifact.ipynb #c018
-class _CaseImages:
+class _Cases:
     "Cases whose images are read when they are asked for."
 
-    def __init__(self, rows, slots):
+    def __init__(self, rows, loaders):
         self.rows = rows
-        self.slots = slots  # modality → `LoadSlot`
+        self.loaders = loaders  # for each modality: `CaseImages` and `LoadBag`
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, i):
-        return tuple(slot(self.rows[i][modality]) for modality, slot in self.slots.items())
+        return tuple(load(images(self.rows[i])) for images, load in self.loaders)
 
 # %% ../../nbs/training/09_artifact.ipynb #c019
 def _image_batches(cohort, config, bs, num_workers, device):
     "Batches of the images of a cohort, as a saved model expects them."
-    slots = {modality: LoadSlot(modality, config['size'], config['resample']) for modality in MODALITIES}
+    tags = config['model'].get('tags')
+    loaders = [(CaseImages(m, tags), LoadBag(m, config['size'], config['resample'])) for m in MODALITIES]
     return TriModalDL(
-        _CaseImages(list(cohort), slots),
+        _Cases(list(cohort), loaders),
         bs=bs,
         num_workers=num_workers,
         before_batch=pad_bags,
@@ -143,8 +144,8 @@ def predict_cohort(
     outs = []
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
         for batch in _image_batches(cohort, config, bs, num_workers, device):
-            slots = [(images.float() / 255, mask) for images, mask in batch]
-            outs.append(model(*slots))
+            bags = [(images.float() / 255, mask, tags) for images, mask, tags in batch]
+            outs.append(model(*bags))
     logits = torch.cat([out.fusion for out in outs]).float()
     probs = logits.softmax(1).cpu().numpy()
     df = cohort.df

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'apply_symmetry', 'encoder_fingerprint', 'MapKey', 'FeatureCache', 'as_cache', 'ImageDigest',
-           'image_digests', 'FeatureCases', 'collate_maps', 'FeatureDL']
+           'image_digests', 'MapBag', 'FeatureCases', 'collate_maps', 'FeatureDL']
 
 # %% ../../nbs/training/03_features.ipynb #c005
 import io
@@ -14,6 +14,7 @@ import re
 import time
 from dataclasses import dataclass
 from hashlib import blake2b
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -27,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from ..core import MODALITIES, count_noun, digest, write_file
-from ..data.bag import SLOT_KINDS, IMSlot, OMSlot, TEMBag, TriModalDL
+from ..data.bag import BAG_KINDS, TriModalDL, tagged_paths
 from ..data.images import read_image
 from ..data.cohort import Cohort
 from ..data.check import CohortError
@@ -189,9 +190,7 @@ def image_digests(
     "The files of a cohort and their digests."
     digests = {}
     for row in cohort:
-        paths = {m: [] if row[m] is None else [row[m]] for m in ('OM', 'IM')}
-        paths['TEM'] = row.TEM
-        digests[row.name] = {m: [_image_digest(cohort, path) for path in paths[m]] for m in MODALITIES}
+        digests[row.name] = {m: [_image_digest(cohort, path) for path in row[m]] for m in MODALITIES}
     return digests
 
 # %% ../../nbs/training/03_features.ipynb #c030
@@ -239,7 +238,7 @@ def _read_unchanged(job, options):
 # %% ../../nbs/training/03_features.ipynb #c034
 def _reading(size, resample):
     "How the images of each modality are read: modality → options of `read_image`."
-    return {m: dict(size=size, resample=resample, background=SLOT_KINDS[m].background) for m in MODALITIES}
+    return {m: dict(size=size, resample=resample, background=BAG_KINDS[m].background) for m in MODALITIES}
 
 # %% ../../nbs/training/03_features.ipynb #c035
 @patch
@@ -376,8 +375,15 @@ def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     print(f"Encoding {what}: {cost}", flush=True)
 
 # %% ../../nbs/training/03_features.ipynb #c047
+class MapBag(NamedTuple):
+    "The feature maps of one modality of a case."
+
+    maps: list[Tensor]  # Each [C,h,w]; empty if the patient lacks the modality
+    tags: list[int]  # Number of each image's stain or antibody, 0 for none
+
+# %% ../../nbs/training/03_features.ipynb #c048
 class FeatureCases:
-    "Cases as lists of feature maps, OM, IM and TEM, and the class number."
+    "Cases as bags of feature maps, OM, IM and TEM, and the class number."
 
     n_inp = 3
 
@@ -388,22 +394,24 @@ class FeatureCases:
         cohort: Cohort,
         classes: list[str] | None = None,  # Class names; None: no class numbers
         n_views: int = 1,  # Views to draw from
+        tags: dict | None = None,  # Modality → stains or antibodies that the model tells apart
     ):
         self.cache = cache
         self.n_views = n_views
         self.items = list(cohort)
         self.images = list(image_digests(cohort).values())
         self.fingerprints = fingerprints
+        self.tags = [{m: tagged_paths(row, m, tags or {}).tags for m in MODALITIES} for row in self.items]
         self.y = [classes.index(label) for label in cohort.df.label] if classes else None
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, i):
-        maps = tuple(self.maps(i, modality) for modality in MODALITIES)
-        return maps if self.y is None else (*maps, self.y[i])
+        bags = tuple(MapBag(self.maps(i, modality), self.tags[i][modality]) for modality in MODALITIES)
+        return bags if self.y is None else (*bags, self.y[i])
 
-# %% ../../nbs/training/03_features.ipynb #c048
+# %% ../../nbs/training/03_features.ipynb #c049
 @patch
 def maps(
     self: FeatureCases,
@@ -417,59 +425,60 @@ def maps(
         maps.append(self.cache[MapKey(self.fingerprints[modality], image.digest, view)])
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c049
+# %% ../../nbs/training/03_features.ipynb #c050
 @patch
 def pooled_table(
     self: FeatureCases,
-) -> np.ndarray:  # [patients,4·C]: OM mean, IM mean, TEM mean, TEM maximum; NaN where a modality is missing
+    maxima: Sequence[str] = ('TEM',),  # Modalities whose maximum over the bag is added
+) -> np.ndarray:  # [patients,features]: means of OM, IM, TEM, then maxima; NaN where a modality is missing
     "One row of averages per patient, for a classifier of numbers such as logistic regression."
-    return torch.stack([self._pooled_row(i) for i in range(len(self))]).numpy()
-
-# %% ../../nbs/training/03_features.ipynb #c050
-@patch
-def _pooled_row(self: FeatureCases, i):
-    "Averages of the maps of a patient; of a bag, the mean and the maximum of the averages."
-    means = {}  # modality → averages of its images, [N,C]
-    for modality in MODALITIES:
-        averages = [feature_map.float().mean((1, 2)) for feature_map in self.maps(i, modality)]
-        if averages:
-            means[modality] = torch.stack(averages)
-    some = next(iter(means.values()))
-    missing = torch.full_like(some[0], torch.nan)
-    row = [means[m].mean(0) if m in means else missing for m in MODALITIES]
-    tem_maximum = means['TEM'].amax(0) if 'TEM' in means else missing
-    return torch.cat([*row, tem_maximum])
+    return torch.stack([self._pooled_row(i, maxima) for i in range(len(self))]).numpy()
 
 # %% ../../nbs/training/03_features.ipynb #c051
+@patch
+def _pooled_row(self: FeatureCases, i, maxima):
+    "Averages of the maps of a patient: means over each bag, and some maxima."
+    averages = {}  # modality → averages of its images, [N,C]
+    for modality in MODALITIES:
+        pooled = [feature_map.float().mean((1, 2)) for feature_map in self.maps(i, modality)]
+        if pooled:
+            averages[modality] = torch.stack(pooled)
+    some = next(iter(averages.values()))
+    missing = torch.full_like(some[0], torch.nan)
+    row = [averages[m].mean(0) if m in averages else missing for m in MODALITIES]
+    row += [averages[m].amax(0) if m in averages else missing for m in maxima]
+    return torch.cat(row)
+
+# %% ../../nbs/training/03_features.ipynb #c052
 def collate_maps(
     items: list,  # From `FeatureCases`
     dtype: torch.dtype = torch.float32,  # Of the batch
-) -> tuple:  # OM, IM and TEM slots, padded, and class numbers if there are any
+) -> tuple:  # OM, IM and TEM bags, padded, and class numbers if there are any
     "Put the maps of some cases into a batch; every map is copied once, directly to its place."
-    shape = next(feature_map.shape for item in items for maps in item[:3] for feature_map in maps)
-    om, im, tem, *y = zip(*items)
-    om_maps, om_mask = _padded(om, 1, shape, dtype)
-    im_maps, im_mask = _padded(im, 1, shape, dtype)
-    bag_size = max(len(bag) for bag in tem)
-    bags, bag_mask = _padded(tem, bag_size, shape, dtype)
-    om_slot = OMSlot(om_maps[:, 0], om_mask[:, 0])
-    im_slot = IMSlot(im_maps[:, 0], im_mask[:, 0])
-    slots = om_slot, im_slot, TEMBag(bags, bag_mask)
-    return (*slots, torch.tensor(y[0])) if y else slots
-
-# %% ../../nbs/training/03_features.ipynb #c052
-def _padded(bags, n, shape, dtype):
-    "Bags of maps as a tensor [B,n,C,h,w] padded with zeros, and which are real, [B,n]."
-    x = torch.empty(len(bags), n, *shape, dtype=dtype)
-    mask = torch.zeros(len(bags), n, dtype=torch.bool)
-    for i, maps in enumerate(bags):
-        for j, feature_map in enumerate(maps):
-            x[i, j].copy_(feature_map)
-        x[i, len(maps) :].zero_()
-        mask[i, : len(maps)] = True
-    return x, mask
+    shape = next(feature_map.shape for item in items for bag in item[:3] for feature_map in bag.maps)
+    *by_modality, y = zip(*items) if len(items[0]) > 3 else (*zip(*items), None)
+    bags = []
+    for kind, cases in zip(BAG_KINDS.values(), by_modality):
+        length = max(kind.places, *(len(bag.maps) for bag in cases))
+        bags.append(kind.bag(*_padded(cases, length, shape, dtype)))
+    return tuple(bags) if y is None else (*bags, torch.tensor(y))
 
 # %% ../../nbs/training/03_features.ipynb #c053
+def _padded(bags, n, shape, dtype):
+    "Maps as a tensor [B,n,C,h,w] padded with zeros, which are real, and their tags, each [B,n]."
+    x = torch.empty(len(bags), n, *shape, dtype=dtype)
+    mask = torch.zeros(len(bags), n, dtype=torch.bool)
+    tags = torch.zeros(len(bags), n, dtype=torch.long)
+    for i, bag in enumerate(bags):
+        size = len(bag.maps)
+        for j, feature_map in enumerate(bag.maps):
+            x[i, j].copy_(feature_map)
+        x[i, size:].zero_()
+        mask[i, :size] = True
+        tags[i, :size] = torch.tensor(bag.tags, dtype=torch.long)
+    return x, mask, tags
+
+# %% ../../nbs/training/03_features.ipynb #c054
 class FeatureDL(TriModalDL):
     "A DataLoader of feature maps: float32 on a CPU; a GPU receives them as they are kept and converts them."
 
@@ -485,7 +494,7 @@ class FeatureDL(TriModalDL):
             "Use show_batch of the DataLoaders of images that they were made from."
         )
 
-# %% ../../nbs/training/03_features.ipynb #c054
+# %% ../../nbs/training/03_features.ipynb #c055
 @patch
 def loader(
     self: FeatureCache,
@@ -502,13 +511,14 @@ def loader(
     "Encode what is missing, and load cases of maps."
     n_views = self.n_views if train else 1
     fingerprints = self.fill(model, cohort, n_views, size, resample, num_workers)
-    cases = FeatureCases(self, fingerprints, cohort, classes, n_views)
+    tags = model.config.get('tags')
+    cases = FeatureCases(self, fingerprints, cohort, classes, n_views, tags)
     bs = self.bs or bs
     bs = bs if train else max(bs, 16)  # without training, the batch size changes no result
     device = next(model.parameters()).device
     return FeatureDL(cases, bs=bs, shuffle=train, num_workers=0, device=device, do_setup=False, **kwargs)
 
-# %% ../../nbs/training/03_features.ipynb #c055
+# %% ../../nbs/training/03_features.ipynb #c056
 @patch
 def dataloaders(
     self: FeatureCache,

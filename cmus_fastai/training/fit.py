@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nll_metric', 'BestEpoch', 'new_cache', 'config_dataloaders', 'config_learner', 'train_model', 'CohortOutputs',
-           'predict_outputs']
+           'predict_outputs', 'image_weights']
 
 # %% ../../nbs/training/08_fit.ipynb #c007
 from contextlib import ExitStack
@@ -162,7 +162,7 @@ class CohortOutputs(NamedTuple):
     "What a network predicts for the patients of a cohort."
     fusion:pd.DataFrame  # Predictions from all modalities, one row per patient, see `predictions`
     branches:dict        # 'OM', 'IM', 'TEM' → predictions for the patients who have the modality
-    weights:list         # For each patient: weights of the TEM images, [N]
+    weights:list         # For each patient: 'OM', 'IM', 'TEM' → weights of the images, [N]
 
 # %% ../../nbs/training/08_fit.ipynb #c027
 @torch.inference_mode()
@@ -179,11 +179,23 @@ def predict_outputs(
         modality: _table(learn, cohort.df, outs, modality.lower(), present[:, i])
         for i, modality in enumerate(MODALITIES) if present[:, i].any()
     }
-    padded = (row for out in outs for row in out.weights)
-    weights = [row[:len(bag)].float().cpu().numpy() for row, bag in zip(padded, cohort.df.TEM)]
+    weights = image_weights(outs, cohort)
     return CohortOutputs(fusion, branches, weights)
 
 # %% ../../nbs/training/08_fit.ipynb #c028
+def image_weights(
+    outs:list,      # Outputs of the network, batch by batch
+    cohort:Cohort,  # Its patients
+) -> list:          # For each patient: 'OM', 'IM', 'TEM' → weights of the images, [N]
+    "The weight of each image in its bag."
+    weights:list[dict] = [{} for _ in range(len(cohort))]
+    for modality in MODALITIES:
+        padded = (row for out in outs for row in out.weights[modality.lower()])
+        for case, row, bag in zip(weights, padded, cohort.df[modality]):
+            case[modality] = row[:len(bag)].float().cpu().numpy()
+    return weights
+
+# %% ../../nbs/training/08_fit.ipynb #c029
 def _batches(learn, cohort):
     "Batches of kept feature maps while the encoders are frozen, of images otherwise."
     cache = as_cache(learn.dls.cache)

@@ -26,7 +26,8 @@ from matplotlib import pyplot as plt
 from plum import dispatch
 from torch import Tensor, nn
 from ..core import MODALITIES
-from ..data.bag import CaseBatch, show_case
+from ..data.bag import CaseBatch, places_for, show_case
+from ..data.cohort import as_bag, images_of
 from ..data.cohort import Cohort
 from ..models.cmusnet import CMUSHead, CMUSNet
 from .features import as_cache
@@ -94,8 +95,8 @@ class BatchGuard(Callback):
 
     def before_batch(self):
         "Check the images; feature maps were checked when they were kept."
-        for modality, slot in zip(MODALITIES, self.xb):
-            images = slot[0] if isinstance(slot, (tuple, list)) else slot
+        for modality, bag in zip(MODALITIES, self.xb):
+            images = bag[0] if isinstance(bag, (tuple, list)) else bag
             if images.shape[-3] == 3:
                 self._check_images(modality, images)
 
@@ -123,7 +124,7 @@ def _check_images(self: BatchGuard, modality, images):
 class OutOfMemory(RuntimeError):
     "Memory ran out; the message says what to change."
 
-_OUT_OF_MEMORY = """Memory ran out in a batch of {bs} patients with bags of up to {n} TEM images of {size} px.
+_OUT_OF_MEMORY = """Memory ran out in a batch of {bs} patients with up to {n} images of {size} px for each.
 Change one of these, in this order:
   - bs=        fewer patients in a batch (now {bs})
   - size=      smaller images: half the side takes a quarter of the memory
@@ -158,8 +159,9 @@ class CMUSLearner(Learner):
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not isinstance(error, torch.OutOfMemoryError) and 'not enough memory' not in str(error):
                 raise
-            bags = b[2][0]
-            message = _OUT_OF_MEMORY.format(bs=len(bags), n=bags.shape[1], size=bags.shape[-1])
+            bags = [bag[0] for bag in b[:3]]
+            n = sum(images.shape[1] for images in bags)
+            message = _OUT_OF_MEMORY.format(bs=len(bags[0]), n=n, size=bags[0].shape[-1])
             raise OutOfMemory(message) from error
 
     def freeze(self):
@@ -268,11 +270,12 @@ def validate(
 @patch
 def predict(
     self: CMUSLearner,
-    case,  # A row of a cohort, `cohort['P001']`, or a dict with OM, IM (path or None) and TEM (list of paths)
+    case,  # A row of a cohort, `cohort['P001']`, or a dict with OM, IM and TEM, each a list of paths
 ) -> tuple[str, Tensor, Tensor]:  # Class name, class number, probabilities [K]
     "Predict one patient."
-    case = pd.Series({**dict(OM=None, IM=None, TEM=[]), **dict(case)})
-    if case.OM is None and case.IM is None and not len(case.TEM):
+    bags = {modality: as_bag(dict(case).get(modality)) for modality in MODALITIES}
+    case = pd.Series({**dict(case), **bags})
+    if not images_of(case):
         raise ValueError("This case has no image of any modality.")
     with self.no_bar(), self.no_logging():
         probs = self.get_preds(dl=self.dls.test_dl([case], num_workers=0))[0][0]
@@ -332,6 +335,8 @@ def cmus_learner(
         set_seed(seed)
         dls.train.rng = random.Random(seed)
     if model is None:
+        if getattr(dls, 'tags', None):
+            head_kw.setdefault('tags', dls.tags)
         model = CMUSNet(dls.c, backbone, weights, encoder_kw=encoder_kw, **{**chosen.head, **head_kw})
     if compile:
         _compile(model)
@@ -366,11 +371,12 @@ def _new_learner(dls, model, preset, cbs, loss_func, lr, wd, **kwargs):
 @dispatch
 def plot_top_losses(x: CaseBatch, y: torch.Tensor, samples, outs, raws, losses, max_tem=6, **kwargs):
     "Show the patients with the largest losses, one per row."
-    columns = 2 + max_tem
-    size = 1.35 * columns, 1.85 * len(samples)
+    places = places_for(samples)
+    columns = sum(places) + max_tem
+    size = 1.35 * columns, 1.95 * len(samples)
     fig, axs = plt.subplots(len(samples), columns, figsize=size, squeeze=False, dpi=80)
     for row, sample, out, probs, loss in zip(axs, samples, outs, raws, losses):
         om, im, tem, label = sample
         numbers = f'p {probs.max().item():.2f}, loss {loss.item():.2f}'
-        show_case(row, om, im, tem, f'{label}, predicted {out[0]}\n{numbers}')
+        show_case(row, om, im, tem, f'{label}, predicted {out[0]}\n{numbers}', places=places)
     fig.tight_layout(pad=0.4)

@@ -56,8 +56,7 @@ def patient_terms(
     for name, present in zip(BRANCHES, out.present.T):
         losses[name] = torch.where(present, self._cross_entropy(getattr(out, name), y), 0)
     if out.aux is not None:
-        has_tem = out.present[:, BRANCHES.index('tem')]
-        losses['aux'] = torch.where(has_tem, out.aux(y), 0)
+        losses['aux'] = out.aux(y)
     return {name: self.weights[name] * loss for name, loss in losses.items()}
 
 # %% ../../nbs/training/01_losses.ipynb #c012
