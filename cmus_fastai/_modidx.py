@@ -997,6 +997,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'cmus_fastai/evaluation/holdout.py'),
                                                 'cmus_fastai.evaluation.holdout.all_metrics': ( 'evaluation/holdout.html#all_metrics',
                                                                                                 'cmus_fastai/evaluation/holdout.py'),
+                                                'cmus_fastai.evaluation.holdout.bag_modalities': ( 'evaluation/holdout.html#bag_modalities',
+                                                                                                   'cmus_fastai/evaluation/holdout.py'),
                                                 'cmus_fastai.evaluation.holdout.baseline_predictions': ( 'evaluation/holdout.html#baseline_predictions',
                                                                                                          'cmus_fastai/evaluation/holdout.py'),
                                                 'cmus_fastai.evaluation.holdout.case_views': ( 'evaluation/holdout.html#case_views',

@@ -771,5 +771,7 @@ def join_cohorts(
         name=f'{train.name} and {test.name}',
         digests={**train.digests, **test.digests},
         leaky=train.leaky or test.leaky,
+        tags={**train.tags, **test.tags},
+        scales={**train.scales, **test.scales},
     )
     return both, [(np.arange(len(train.df)), np.arange(len(train.df), len(both.df)))]

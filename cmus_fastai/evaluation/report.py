@@ -17,6 +17,8 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
@@ -507,10 +509,10 @@ class CaseView(NamedTuple):
     pred: str  # Predicted class
     probs: dict  # Class → probability, of the fusion
     branch_probs: dict  # 'OM', 'IM', 'TEM' → class → probability; a missing modality is left out
-    om: np.ndarray | None = None  # uint8 [H,W,3] or [H,W]; None if missing
-    im: np.ndarray | None = None  # uint8 [H,W,3] or [H,W]; None if missing
-    tem: Any = ()  # uint8 arrays, any number
-    weights: Any = ()  # SMIL weight of each TEM image; 0: not used
+    images: dict  # 'OM', 'IM', 'TEM' → images, uint8 [H,W,3] or [H,W], any number
+    weights: dict  # 'OM', 'IM', 'TEM' → weight of each image in its bag; 0: not used
+    tags: Mapping = MappingProxyType({})  # 'OM', 'IM', 'TEM' → stain or antibody of each image, '' if unknown
+    contributions: Mapping = MappingProxyType({})  # Antibody → probability of the predicted class that it adds
 
 # %% ../../nbs/evaluation/03_report.ipynb #c068
 def pick_cases(
@@ -531,19 +533,20 @@ def pick_cases(
 
 # %% ../../nbs/evaluation/03_report.ipynb #c069
 MAX_BAG_IMAGES = 12
-"TEM images of a case that the page shows"
+"Images of one modality of a case that the page shows"
 
 # %% ../../nbs/evaluation/03_report.ipynb #c070
 class BagImage(NamedTuple):
-    "One TEM image of a case."
+    "One image of a case."
 
     picture: Markup  # HTML
-    weight: float  # Of SMIL
+    weight: float  # In its bag
     percent: float  # Of the largest weight in the bag
+    tag: str = ''  # Stain or antibody
 
 # %% ../../nbs/evaluation/03_report.ipynb #c071
 class BagView(NamedTuple):
-    "The TEM images of a case, the largest weight first."
+    "The images of one modality of a case, the largest weight first."
 
     images: list  # Of `BagImage`
     n_images: int = 0
@@ -552,14 +555,15 @@ class BagView(NamedTuple):
     next_weight: float = 0.0  # Largest weight that is not shown
 
 # %% ../../nbs/evaluation/03_report.ipynb #c072
-def _checked_weights(case) -> np.ndarray:
-    "The weights of a case, or an error that names the patient."
-    if len(case.tem) != len(case.weights):
+def _checked_weights(case, modality) -> np.ndarray:
+    "The weights of the images of a modality, or an error that names the patient."
+    n, weights = len(case.images.get(modality, ())), case.weights.get(modality, ())
+    if n != len(weights):
         raise ValueError(
-            f"patient {case.patient!r}: {len(case.tem)} TEM images but {len(case.weights)} weights. "
+            f"patient {case.patient!r}: {n} {modality} images but {len(weights)} weights. "
             "Give one weight for each image."
         )
-    weights = np.asarray(case.weights, float)
+    weights = np.asarray(weights, float)
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError(
             f"patient {case.patient!r}: weights {np.round(weights, 4).tolist()} "
@@ -570,18 +574,21 @@ def _checked_weights(case) -> np.ndarray:
 # %% ../../nbs/evaluation/03_report.ipynb #c073
 def sort_bag(
     case: CaseView,
+    modality: str,  # 'OM', 'IM' or 'TEM'
 ) -> BagView:
-    "The TEM images of a case in the order of their weights."
-    weights = _checked_weights(case)
+    "The images of one modality of a case in the order of their weights."
+    weights = _checked_weights(case, modality)
     if not len(weights):
         return BagView([])
     order = np.argsort(-weights, kind='stable')
     largest = max(weights.max(), 1e-12)
+    tags = case.tags.get(modality) or [''] * len(weights)
+    side = 160 if len(weights) == 1 and modality != 'TEM' else 128
     images = []
     for i in order[:MAX_BAG_IMAGES]:
-        alt = f'{case.patient}, TEM {i + 1}, weight {weights[i]:.2f}'
-        picture = thumbnail(case.tem[i], alt, 128)
-        images.append(BagImage(picture, weights[i], 100 * weights[i] / largest))
+        alt = ', '.join(filter(None, [case.patient, f'{modality} {i + 1}', tags[i], f'weight {weights[i]:.2f}']))
+        picture = thumbnail(case.images[modality][i], alt, side)
+        images.append(BagImage(picture, weights[i], 100 * weights[i] / largest, tags[i]))
     hidden = weights[order[MAX_BAG_IMAGES:]]
     next_weight = hidden[0] if len(hidden) else 0.0
     return BagView(images, len(weights), int((weights == 0).sum()), len(hidden), next_weight)
@@ -591,15 +598,13 @@ def render_case(
     case: CaseView,
 ) -> Markup:  # HTML
     "One case as a box of the page."
-    om, im = (
-        None if image is None else thumbnail(image, f'{case.patient}, {name}')
-        for name, image in (('OM', case.om), ('IM', case.im))
-    )
+    bags = {modality: sort_bag(case, modality) for modality in MODALITIES}
     branches = {name: probs for name, probs in case.branch_probs.items() if probs}
     outputs = {'fusion': case.probs, **branches}
-    return render('case.html', case=case, om=om, im=im, bag=sort_bag(case), outputs=outputs)
+    several = any(bags[modality].n_images > 1 for modality in ('OM', 'IM'))
+    return render('case.html', case=case, bags=bags, several=several, outputs=outputs)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c078
+# %% ../../nbs/evaluation/03_report.ipynb #c080
 def format_setting(
     value,  # A number, a text, or a list or dictionary of settings
 ) -> str:
@@ -610,7 +615,7 @@ def format_setting(
         return ', '.join(map(format_setting, value))
     return f'{value:g}' if isinstance(value, float) else str(value)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c079
+# %% ../../nbs/evaluation/03_report.ipynb #c081
 def settings_table(
     settings: dict,  # Name → value
 ) -> Table:
@@ -618,7 +623,7 @@ def settings_table(
     rows = [[str(name), format_setting(value)] for name, value in settings.items()]
     return Table(['setting', 'value'], rows, 'words')
 
-# %% ../../nbs/evaluation/03_report.ipynb #c080
+# %% ../../nbs/evaluation/03_report.ipynb #c082
 def render_page(
     template: str,  # One that extends page.html
     title: str,  # Of the page
@@ -635,7 +640,7 @@ def render_page(
     css = stylesheet('report.css')
     return clean_text(render(template, title=title, subtitle=subtitle, css=css, **sections))
 
-# %% ../../nbs/evaluation/03_report.ipynb #c081
+# %% ../../nbs/evaluation/03_report.ipynb #c083
 @dataclass(frozen=True, kw_only=True)
 class ReportContents:
     "Everything that a report shows."
@@ -653,7 +658,7 @@ class ReportContents:
     notes: Any = ()  # Remarks to print below the headline figures
     source: Cohort | None = None  # The cohort that train and test were split from; its findings are shown
 
-# %% ../../nbs/evaluation/03_report.ipynb #c082
+# %% ../../nbs/evaluation/03_report.ipynb #c084
 def _learning_figure(history) -> Markup:
     "Learning curves, or the words 'not recorded'."
 
@@ -664,7 +669,7 @@ def _learning_figure(history) -> Markup:
     alt = 'Learning curves: losses with every term, and accuracies of fusion and branches, by epoch'
     return svg_figure(draw, (9.8, 3.5), alt, 'learning')
 
-# %% ../../nbs/evaluation/03_report.ipynb #c083
+# %% ../../nbs/evaluation/03_report.ipynb #c085
 def _grouped_cases(cases) -> dict:
     "Rendered cases, wrong ones first."
     return {
@@ -672,7 +677,7 @@ def _grouped_cases(cases) -> dict:
         'Correct': [render_case(case) for case in cases if case.label == case.pred],
     }
 
-# %% ../../nbs/evaluation/03_report.ipynb #c084
+# %% ../../nbs/evaluation/03_report.ipynb #c086
 def render_report(
     contents: ReportContents,  # What to show
 ) -> str:  # HTML
@@ -697,7 +702,7 @@ def render_report(
     )
     return render_page('report.html', c.title, c.test, preds, **sections)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c085
+# %% ../../nbs/evaluation/03_report.ipynb #c087
 def write_report(
     path: str | Path,  # HTML file to write; its folder must exist
     **contents,  # Fields of `ReportContents`: title, settings, train, test, history, preds, …

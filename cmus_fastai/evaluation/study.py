@@ -22,7 +22,7 @@ from ..core import MODALITIES, OKABE_ITO, check_overlap, environment, write_file
 from ..data.cohort import Cohort
 from .calibration import compare_many
 from .crossval import CrossValidation, cross_validate
-from .holdout import BASELINE_C, pooled_features
+from .holdout import BASELINE_C, bag_modalities, pooled_features
 from .metrics import evaluate, logistic_baseline, quiet_axes
 from ..models.aggregators import aggregators
 from ..models.fusions import fusions
@@ -152,7 +152,7 @@ def baseline_folds(
     C: float = BASELINE_C,  # Inverse strength of the penalty; fixed, because images recur between patients
 ) -> list:  # Predictions, one table per repeat
     "Predictions of logistic regression on pooled frozen features, on the folds of a cross-validation."
-    features = pooled_features(cohort, config, cache)  # [patients, features]
+    features = pooled_features(cohort, config, cache, bag_modalities(cohort))  # [patients, features]
     repeats: dict[int, list] = {}
     for fold in folds:
         train, test = cohort.df.loc[fold.train], cohort.df.loc[fold.test]
