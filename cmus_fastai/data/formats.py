@@ -1033,6 +1033,7 @@ def _ser_header(
 ) -> ImageHeader:
     "Open a series of TIA; its lengths are in metres."
     ser = _load_ncempy('ser', 'TIA')
+    ser.fileSER._dictDataType[1] = '<u1'  # ncempy 1.16 has a space in it, which NumPy 2 refuses
 
     def read(file: Path) -> dict:
         with ser.fileSER(file) as opened:
