@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['BAG_KINDS', 'TensorOM', 'TensorIM', 'TensorTEM', 'BagMask', 'BagTags', 'ImageBag', 'OMBag', 'IMBag', 'TEMBag',
            'BagKind', 'tag_vocabulary', 'TaggedPaths', 'tagged_paths', 'CaseImages', 'LoadBag', 'pad_bags', 'Augment',
-           'bucket_order', 'show_case', 'places_for', 'CaseBatch', 'TriModalDL', 'AsBags', 'TriModalBlock']
+           'bucket_order', 'show_case', 'places_for', 'CaseBatch', 'TriModalDL', 'AsBags', 'TriModalBlock',
+           'cohort_settings']
 
 # %% ../../nbs/data/05_bag.ipynb #c006
 import io
@@ -14,7 +15,7 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,14 @@ from PIL import Image
 from ..core import MODALITIES, count_noun, digest, write_file
 from .check import CohortError
 from .cohort import Cohort, as_bag, check_same_classes, images_of, slot_of
-from .images import read_image
+from .images import image_digest
+from cmus_fastai.data.settings import (
+    ImageSettings,
+    image_settings,
+    measure_intensity,
+    read_square,
+    settings_to_json,
+)
 
 # %% ../../nbs/data/05_bag.ipynb #c009
 class TensorOM(TensorImage):
@@ -74,18 +82,17 @@ class TEMBag(ImageBag):
 
 # %% ../../nbs/data/05_bag.ipynb #c018
 class BagKind(NamedTuple):
-    "The types of a modality, and the colour that its slides have where nothing is."
+    "The types of a modality."
 
     bag: type  # Tuple of images, mask and tags
     tensor: type  # Images
-    background: tuple[int, int, int]  # RGB
     places: int  # A batch has at least so many places for images
 
 # %% ../../nbs/data/05_bag.ipynb #c019
 BAG_KINDS = {
-    'OM': BagKind(OMBag, TensorOM, (255, 255, 255), 1),
-    'IM': BagKind(IMBag, TensorIM, (0, 0, 0), 1),
-    'TEM': BagKind(TEMBag, TensorTEM, (255, 255, 255), 0),
+    'OM': BagKind(OMBag, TensorOM, 1),
+    'IM': BagKind(IMBag, TensorIM, 1),
+    'TEM': BagKind(TEMBag, TensorTEM, 0),
 }
 
 # %% ../../nbs/data/05_bag.ipynb #c021
@@ -101,10 +108,11 @@ def tag_vocabulary(
 
 # %% ../../nbs/data/05_bag.ipynb #c022
 class TaggedPaths(NamedTuple):
-    "The images of one modality of one case, with the number of each image's tag."
+    "The images of one modality of one case, with tag and scale of each."
 
     paths: list[Path]
-    tags: list[int]  # 0: no tag, or one that training did not have
+    tags: list[int]  # Number of the tag; 0: no tag, or one that training did not have
+    scales: list[float | None]  # nm per px, None if unknown
 
 
 def tagged_paths(
@@ -115,8 +123,9 @@ def tagged_paths(
     "The images of one modality of a case."
     paths = as_bag(case[modality])
     known = {tag: number for number, tag in enumerate(vocabulary.get(modality, []), 1)}
-    tags = case.get('tags', {})
-    return TaggedPaths(paths, [known.get(tags.get(path), 0) for path in paths])
+    tags, scales = case.get('tags', {}), case.get('scales', {})
+    numbers = [known.get(tags.get(path), 0) for path in paths]
+    return TaggedPaths(paths, numbers, [scales.get(path) for path in paths])
 
 # %% ../../nbs/data/05_bag.ipynb #c023
 class CaseImages(ItemTransform):
@@ -145,22 +154,24 @@ class LoadBag(Transform):
         modality: str,  # 'OM', 'IM' or 'TEM'
         size: int = 224,  # Side of the square images in px (published: 224)
         resample: str = 'bicubic',  # How they are resized: 'bicubic' or 'bilinear'
+        settings: ImageSettings | None = None,  # Everything about it, instead of size and resample
     ):
         super().__init__()
         self.kind = BAG_KINDS[modality]
-        self.size = size
-        self.read = partial(read_image, size=size, resample=resample, background=self.kind.background)
+        self.settings = settings or image_settings(size, resample)[modality]
 
     def encodes(self, x):  # x: from `CaseImages`, a list of paths, a path, or `None`
-        paths, tags = (x['paths'], x['tags']) if isinstance(x, dict) else (as_bag(x), None)
-        images = self._stack([self.read(path) for path in paths])
-        mask = torch.ones(len(paths), dtype=torch.bool)
-        numbers = torch.zeros(len(paths), dtype=torch.long) if tags is None else torch.tensor(tags).long()
-        return self.kind.bag(self.kind.tensor(images), BagMask(mask), BagTags(numbers))
+        if not isinstance(x, dict):
+            paths = as_bag(x)
+            x = dict(paths=paths, tags=[0] * len(paths), scales=[None] * len(paths))
+        images = self._stack([read_square(p, self.settings, nm) for p, nm in zip(x['paths'], x['scales'])])
+        mask = torch.ones(len(images), dtype=torch.bool)
+        tags = torch.tensor(x['tags'], dtype=torch.long)
+        return self.kind.bag(self.kind.tensor(images), BagMask(mask), BagTags(tags))
 
     def _stack(self, images):
         "Images [H,W,3] as one tensor [n,3,H,W], 8 bits."
-        pixels = np.stack(images) if images else np.zeros((0, self.size, self.size, 3), np.uint8)
+        pixels = np.stack(images) if images else np.zeros((0, self.settings.size, self.settings.size, 3), np.uint8)
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/data/05_bag.ipynb #c030
@@ -501,6 +512,7 @@ class AsBags(ItemTransform):
 def TriModalBlock(
     size: int = 224,  # Side of the square images in px (published: 224)
     resample: str = 'bicubic',  # How they are resized; the encoder's own way is `encoder.interpolation`
+    settings: Mapping[str, ImageSettings] | None = None,  # By modality, instead of size and resample
 ) -> tuple[TransformBlock, ...]:  # OM, IM and TEM
     "Blocks for the three modalities of a case; items come from `CaseImages`, or are lists of paths."
     shared = dict(
@@ -508,7 +520,8 @@ def TriModalBlock(
         dl_type=TriModalDL,
         dls_kwargs=dict(before_batch=pad_bags),
     )
-    return tuple(TransformBlock(type_tfms=LoadBag(m, size, resample), **shared) for m in MODALITIES)
+    settings = settings or image_settings(size, resample)
+    return tuple(TransformBlock(type_tfms=LoadBag(m, settings=settings[m]), **shared) for m in MODALITIES)
 
 # %% ../../nbs/data/05_bag.ipynb #c063
 @patch
@@ -519,11 +532,12 @@ def datablock(
     resample: str = 'bicubic',  # How images are resized
     splitter: Callable | None = None,  # Of fastai; default: a random part is for validation
     tags: dict | None = None,  # Modality → stains or antibodies; default: those of this cohort
+    settings: Mapping[str, ImageSettings] | None = None,  # By modality, instead of size and resample
 ) -> DataBlock:
     "The DataBlock of a cohort, whose items are its rows."
     vocabulary = tag_vocabulary(self) if tags is None else tags
     return DataBlock(
-        blocks=(*TriModalBlock(size, resample), CategoryBlock(vocab=self.classes, sort=False)),
+        blocks=(*TriModalBlock(size, resample, settings), CategoryBlock(vocab=self.classes, sort=False)),
         n_inp=3,
         get_items=list,
         getters=[*(CaseImages(m, vocabulary) for m in MODALITIES), ItemGetter('label')],
@@ -562,7 +576,21 @@ def _separate_validation(
         return cohort, check_same_classes(cohort, valid)
     return cohort.split(test=valid, seed=seed)
 
-# %% ../../nbs/data/05_bag.ipynb #c068
+# %% ../../nbs/data/05_bag.ipynb #c069
+def cohort_settings(
+    train: Cohort,  # Training patients
+    size: int = 224,  # Side of the square images in px (published: 224)
+    resample: str = 'bicubic',  # How they are resized
+    **options,  # For `image_settings`: `resize`, `remove_strip`, `nm_per_px`
+) -> dict[str, ImageSettings]:  # Modality → settings
+    "Image settings with the rule for brightness that the training patients give."
+    checks = {
+        modality: [train.checks[path] for bag in train.df[modality] for path in bag if path in train.checks]
+        for modality in MODALITIES
+    }
+    return image_settings(size, resample, intensity=measure_intensity(checks), **options)
+
+# %% ../../nbs/data/05_bag.ipynb #c070
 @patch
 def dataloaders(
     self: Cohort,
@@ -575,30 +603,34 @@ def dataloaders(
     resample: str = 'bicubic',  # How images are resized
     bucket: bool = True,  # Bring bags of similar size together in training, see `bucket_order`
     cache=None,  # Keep feature maps of frozen encoders: `True` (in memory), a folder, or a `FeatureCache`
+    settings: Mapping[str, ImageSettings] | None = None,  # Default: `cohort_settings` of the training patients
     **kwargs,  # For fastai's `DataBlock.dataloaders`, e.g. `device`, `pin_memory` (default: if that is a GPU)
 ) -> DataLoaders:  # `dls.train` and `dls.valid`; the cohorts are `dls.cohorts`
     "DataLoaders of a cohort, split by patient."
     train, validation = _separate_validation(self, valid, seed)
     rows = [*train, *validation]
     tags = tag_vocabulary(train)
-    block = self.datablock(size, augment, resample, IndexSplitter(range(len(train), len(rows))), tags)
+    settings = settings or cohort_settings(train, size, resample)
+    splitter = IndexSplitter(range(len(train), len(rows)))
+    block = self.datablock(size, augment, resample, splitter, tags, settings)
     kwargs.setdefault('pin_memory', _is_gpu(kwargs.get('device')))
     num_workers = _choose_n_workers(rows) if num_workers is None else num_workers
-    settings = dict(bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, bucket=bucket)
-    dls = block.dataloaders(rows, **settings, **kwargs)
+    options = dict(bs=bs, val_bs=bs, drop_last=False, num_workers=num_workers, bucket=bucket)
+    dls = block.dataloaders(rows, **options, **kwargs)
     dls.cohorts = (train, validation)
     dls.cache = cache
     dls.tags = tags
-    dls.reading = dict(size=size, resample=resample, num_workers=num_workers)
+    dls.image_settings = settings
+    dls.num_workers = num_workers
     return dls
 
-# %% ../../nbs/data/05_bag.ipynb #c073
+# %% ../../nbs/data/05_bag.ipynb #c075
 @patch(as_prop=True)
 def iloc(self: Cohort):
     "The rows by position; fastai's `test_dl` asks a table for its first row in this way."
     return self.df.iloc
 
-# %% ../../nbs/data/05_bag.ipynb #c078
+# %% ../../nbs/data/05_bag.ipynb #c080
 _UNSAFE_IN_NAMES = re.compile(
     r'''
       [^\w .()+=@,-]                                # a character that some file systems refuse
@@ -608,7 +640,7 @@ _UNSAFE_IN_NAMES = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 
-# %% ../../nbs/data/05_bag.ipynb #c079
+# %% ../../nbs/data/05_bag.ipynb #c081
 def _safe_names(
     names: dict[str, str],  # Key → wished name
 ) -> dict[str, str]:  # Key → name
@@ -621,7 +653,7 @@ def _safe_names(
         safe[key] = name if unchanged else f'{name}~{digest(os.fsencode(key), size=6)}'
     return safe
 
-# %% ../../nbs/data/05_bag.ipynb #c081
+# %% ../../nbs/data/05_bag.ipynb #c083
 class _ImageKey(NamedTuple):
     "Which image a copy is made of."
 
@@ -629,18 +661,18 @@ class _ImageKey(NamedTuple):
     slot: str  # 'OM', 'IM' or 'TEM'
     source: Path
 
-# %% ../../nbs/data/05_bag.ipynb #c082
+# %% ../../nbs/data/05_bag.ipynb #c084
 def _image_keys(row: pd.Series) -> list[_ImageKey]:
     "The images of one case."
     return [_ImageKey(row.name, modality, path) for modality in MODALITIES for path in row[modality]]
 
-# %% ../../nbs/data/05_bag.ipynb #c083
+# %% ../../nbs/data/05_bag.ipynb #c085
 def _copy_stem(key: _ImageKey) -> str:
     "The name of the original without its suffix, with its modality in front."
     says_slot = (slot_of(key.source.name) or '').startswith(key.slot)
     return key.source.stem if says_slot else f'{key.slot}_{key.source.stem}'
 
-# %% ../../nbs/data/05_bag.ipynb #c084
+# %% ../../nbs/data/05_bag.ipynb #c086
 def _copy_names(
     cohort: Cohort,
 ) -> dict[_ImageKey, str]:  # Image → name of its copy below the folder
@@ -658,23 +690,21 @@ def _copy_names(
             names[key] = f'{folder}/{stems[text]}.png'
     return names
 
-# %% ../../nbs/data/05_bag.ipynb #c085
+# %% ../../nbs/data/05_bag.ipynb #c087
 class _CopySettings(NamedTuple):
     "How copies are made."
 
     folder: Path  # Folder of all copies
-    size: int  # Side of the square copies in px
-    resample: str  # How images are resized
+    images: Mapping[str, ImageSettings]  # How images are read, by modality
 
-# %% ../../nbs/data/05_bag.ipynb #c086
+# %% ../../nbs/data/05_bag.ipynb #c088
 def _write_copy(
     key: _ImageKey,
     target: Path,  # The copy
     settings: _CopySettings,
 ) -> dict:  # Digest and number of bytes of the copy
     "Write an image as the network will see it, as PNG."
-    background = BAG_KINDS[key.slot].background
-    pixels = read_image(key.source, settings.size, settings.resample, background)
+    pixels = read_square(key.source, settings.images[key.slot])
     is_grey = (pixels == pixels[..., :1]).all()
     png = io.BytesIO()
     Image.fromarray(pixels[..., 0] if is_grey else pixels).save(png, 'PNG', compress_level=1)
@@ -682,18 +712,18 @@ def _write_copy(
     write_file(target, png.getvalue())
     return dict(copy=digest(png.getvalue()), bytes=len(png.getvalue()))
 
-# %% ../../nbs/data/05_bag.ipynb #c087
+# %% ../../nbs/data/05_bag.ipynb #c089
 def _is_current(
     note: dict,  # What `resized.json` says about the copy
-    made_from: dict,  # digest, size and resample of the copy that is wanted
+    made_from: dict,  # Digest and settings of the copy that is wanted
     target: Path,  # The copy
 ) -> bool:
     "Whether a complete copy of these bytes in this size is there."
-    if any(note[field] != value for field, value in made_from.items()):
+    if any(note.get(field) != value for field, value in made_from.items()):
         return False
     return target.is_file() and target.stat().st_size == note['bytes']
 
-# %% ../../nbs/data/05_bag.ipynb #c088
+# %% ../../nbs/data/05_bag.ipynb #c090
 def _copy_image(
     key: _ImageKey,
     name: str,  # Of the copy, below the folder
@@ -703,19 +733,19 @@ def _copy_image(
 ) -> dict:  # The note for the next time
     "Write the copy of one image, unless it is there."
     target = settings.folder / name
-    now = known_digest or digest(key.source.read_bytes())
-    made_from = dict(digest=now, size=settings.size, resample=settings.resample)
+    now = known_digest or image_digest(key.source)
+    made_from = dict(digest=now, settings=settings_to_json(settings.images)[key.slot])
     if note and _is_current(note, made_from, target):
         return note
     if note and note['digest'] != now and note['source'] != str(key.source):
         raise ValueError(
             f"{target} is the copy of another image, {note['source']}; give each cohort a folder of its own"
         )
-    if known_digest and digest(key.source.read_bytes()) != known_digest:
+    if known_digest and image_digest(key.source) != known_digest:
         raise ValueError('its bytes are not those that the cohort was read with; read the cohort again')
     return dict(source=str(key.source), **made_from, **_write_copy(key, target, settings))
 
-# %% ../../nbs/data/05_bag.ipynb #c089
+# %% ../../nbs/data/05_bag.ipynb #c091
 def _check_folder(
     folder: Path,  # Where the copies go
     sources: Iterable[Path],  # The originals
@@ -733,7 +763,7 @@ def _check_folder(
             'so that no file of yours is replaced'
         )
 
-# %% ../../nbs/data/05_bag.ipynb #c090
+# %% ../../nbs/data/05_bag.ipynb #c092
 def _load_notes(
     folder: Path,  # Folder of all copies
 ) -> dict[str, dict]:  # Name of a copy → what is known about it
@@ -748,12 +778,12 @@ def _load_notes(
             f'{file} is damaged ({e}): delete {folder}, which holds copies only, and make them anew'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c091
+# %% ../../nbs/data/05_bag.ipynb #c093
 def _save_notes(folder: Path, notes: dict[str, dict]) -> None:
     "Write `resized.json`."
     write_file(folder / 'resized.json', json.dumps(dict(copies=notes)))
 
-# %% ../../nbs/data/05_bag.ipynb #c092
+# %% ../../nbs/data/05_bag.ipynb #c094
 class _Job(NamedTuple):
     "A copy to be made."
 
@@ -761,7 +791,7 @@ class _Job(NamedTuple):
     name: str  # Of the copy, below the folder
     make: Callable[[], dict]  # Returns the note
 
-# %% ../../nbs/data/05_bag.ipynb #c093
+# %% ../../nbs/data/05_bag.ipynb #c095
 def _note_of(
     job: _Job,
     future: Future,  # The job's result
@@ -775,7 +805,7 @@ def _note_of(
             'Fix this and call resized again: finished copies are kept'
         ) from e
 
-# %% ../../nbs/data/05_bag.ipynb #c094
+# %% ../../nbs/data/05_bag.ipynb #c096
 def _make_copies(
     pool: Executor,  # Runs the jobs
     jobs: list[_Job],
@@ -801,7 +831,7 @@ def _make_copies(
         if n_unsaved:
             _save_notes(folder, notes)
 
-# %% ../../nbs/data/05_bag.ipynb #c095
+# %% ../../nbs/data/05_bag.ipynb #c097
 def _cohort_of_copies(
     cohort: Cohort,  # Of the originals
     folder: Path,  # Folder of all copies
@@ -819,28 +849,30 @@ def _cohort_of_copies(
     tags = {folder / name: cohort.tags[key.source] for key, name in names.items() if key.source in cohort.tags}
     return Cohort(df, cohort.classes, cohort.findings, folder, cohort.name, digests, cohort.leaky, tags)
 
-# %% ../../nbs/data/05_bag.ipynb #c096
+# %% ../../nbs/data/05_bag.ipynb #c098
 @patch
 def resized(
     self: Cohort,
     folder: str | Path,  # Where the copies go: a new folder, or that of an earlier call
     size: int = 224,  # Side of the square copies in px
     resample: str = 'bicubic',  # How images are resized
+    settings: Mapping[str, ImageSettings] | None = None,  # By modality, instead of size and resample
     n_workers: int | None = None,  # Threads; `None`: one per core, at most 8
     progress: bool = True,  # Show a progress bar
 ) -> Cohort:  # The same patients, labels and groups; paths are those of the copies
     "Write a resized copy of every image, once, and return the cohort of the copies."
-    settings = _CopySettings(Path(folder).expanduser().absolute(), size, resample)
+    images = settings or image_settings(size, resample)
+    copies = _CopySettings(Path(folder).expanduser().absolute(), images)
     names = _copy_names(self)
-    _check_folder(settings.folder, [key.source for key in names])
-    notes = _load_notes(settings.folder)
-    settings.folder.mkdir(parents=True, exist_ok=True)
-    if not (settings.folder / 'resized.json').exists():
-        _save_notes(settings.folder, notes)  # marks the folder as one of copies
+    _check_folder(copies.folder, [key.source for key in names])
+    notes = _load_notes(copies.folder)
+    copies.folder.mkdir(parents=True, exist_ok=True)
+    if not (copies.folder / 'resized.json').exists():
+        _save_notes(copies.folder, notes)  # marks the folder as one of copies
     jobs = []
     for key, name in names.items():
-        make = partial(_copy_image, key, name, notes.get(name), self.digests.get(key.source), settings)
+        make = partial(_copy_image, key, name, notes.get(name), self.digests.get(key.source), copies)
         jobs.append(_Job(key, name, make))
     with ThreadPoolExecutor(n_workers or min(8, defaults.cpus)) as pool:
-        _make_copies(pool, jobs, notes, settings.folder, progress)
-    return _cohort_of_copies(self, settings.folder, names, notes)
+        _make_copies(pool, jobs, notes, copies.folder, progress)
+    return _cohort_of_copies(self, copies.folder, names, notes)

@@ -25,7 +25,7 @@ from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 from ..core import MODALITIES, count_noun, render, write_file
 from .check import CohortError, CohortWarning, Problem, Problems
-from .images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, ImageCheck, check_image
+from .images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, NOTES, ImageCheck, check_image
 from .splits import assign_folds, choose_test, link_groups
 
 # %% ../../nbs/data/04_cohort.ipynb #c012
@@ -522,11 +522,11 @@ def _check_images(
     for draft in patients:
         usable = []
         for image in draft.images:
-            _, kind, what = results[image.path]
-            is_usable = kind in ('', 'several pages')
-            if kind:
+            check = results[image.path]
+            is_usable = check.kind in ('', *NOTES)
+            if check.kind:
                 action = 'kept' if is_usable else 'left out: image'
-                drafts.report(kind, what, action, draft.patient, image.path)
+                drafts.report(check.kind, check.what, action, draft.patient, image.path)
             if is_usable:
                 usable.append(image)
         draft.images = usable
@@ -725,6 +725,7 @@ class Cohort:
         leaky: bool = False,  # Whether splits leak, because shared images could not be kept together
         tags: dict | None = None,  # Path → stain or antibody, where it is known
         scales: dict | None = None,  # Path → nm per px, where it is known
+        checks: dict | None = None,  # Path → `ImageCheck`, what reading the file showed
     ):
         bags = {m: pd.Series(df[m].map(as_bag), df.index, dtype=object) for m in MODALITIES}
         self.df = df.assign(**bags)
@@ -736,6 +737,7 @@ class Cohort:
         self.leaky = leaky
         self.tags = tags or {}
         self.scales = scales or {}
+        self.checks = checks or {}
 
     def __repr__(self) -> str:
         return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
@@ -1031,6 +1033,7 @@ def subset(
         self.leaky,
         _select(self.tags, paths),
         _select(self.scales, paths),
+        _select(self.checks, paths),
     )
 
 

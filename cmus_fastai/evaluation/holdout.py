@@ -21,7 +21,7 @@ import torch
 from fastai.torch_core import rank_distrib
 from .. import __version__
 from ..core import MODALITIES, count_noun, write_file
-from ..data.images import read_image
+from ..data.settings import read_square
 from ..data.cohort import Cohort, audit_leak, check_same_classes
 from ..data.check import CohortError
 from ..data.phantom import bayes_accuracy
@@ -29,7 +29,7 @@ from ..models.cmusnet import CMUSNet
 from ..training.artifact import save_model
 from ..training.config import ComputeConfig, TrainConfig
 from ..training.features import FeatureCases
-from ..training.fit import CohortOutputs, new_cache, predict_outputs, train_model
+from ..training.fit import CohortOutputs, config_settings, new_cache, predict_outputs, train_model
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
 from .calibration import fit_temperature
@@ -88,10 +88,11 @@ def pooled_features(
     config:TrainConfig,  # Whose encoders
     cache,               # A `FeatureCache`, filled as needed
     maxima=('TEM',),     # Modalities whose maximum over the bag is added, see `bag_modalities`
+    settings=None,       # Modality → `ImageSettings`; None: measured over these patients
 ) -> np.ndarray:         # [patients, features]; NaN where a modality is missing
     "Averages of the feature maps of frozen encoders, one row per patient."
     model = CMUSNet(len(cohort.classes), config.backbone, config.weights).eval()
-    maps = cache.fill(model, cohort, size=config.size, resample=model.om.interpolation)
+    maps = cache.fill(model, cohort, settings=settings or config_settings(config, cohort))
     return FeatureCases(cache, maps, cohort).pooled_table(maxima)
 
 def bag_modalities(
@@ -109,8 +110,8 @@ def baseline_predictions(
     seed:int=0,          # Of the solver
 ) -> pd.DataFrame:       # See `predictions`
     "Predictions of the baseline, trained on all training patients."
-    maxima = bag_modalities(train)
-    x, z = (pooled_features(cohort, config, cache, maxima) for cohort in (train, test))
+    how = bag_modalities(train), config_settings(config, train)
+    x, z = (pooled_features(cohort, config, cache, *how) for cohort in (train, test))
     probs = logistic_baseline(
         x, train.df.label, z, train.classes, groups=train.df.group, C=BASELINE_C, seed=seed)
     return predictions(test.df.index, test.df.label, probs, train.classes, test.df.group)
@@ -211,7 +212,7 @@ def write_experiment(
     result.learn.best_epoch.history.to_csv(folder/'history.csv', index=False)
     _write_page(folder/'report.html', experiment)
     save_model(result.learn.model, folder/'model', experiment.cohorts.train.classes, experiment.config.size,
-               seed=experiment.seed, temperature=result.temperatures)
+               experiment.result.learn.dls.image_settings, seed=experiment.seed, temperature=result.temperatures)
 
 # %% ../../nbs/evaluation/04_holdout.ipynb #c028
 def prediction_table(
@@ -291,12 +292,13 @@ def case_views(
     "A few test patients with their images: errors first."
     test, outputs = experiment.cohorts.test, experiment.result.first
     place = {patient: i for i, patient in enumerate(test.df.index)}
+    settings = experiment.result.learn.dls.image_settings
 
     def probabilities(table, patient):
         return {name: table.at[patient, f'p_{name}'] for name in test.classes}
 
     def images(case, modality):
-        return [read_image(path, experiment.config.size) for path in case[modality]]
+        return [read_square(path, settings[modality], case.get('scales', {}).get(path)) for path in case[modality]]
 
     views = []
     for patient in pick_cases(outputs.fusion):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from .. import __version__
 from ..core import MODALITIES, new_folder, write_file
+from ..data.settings import image_settings, settings_from_json, settings_to_json
 from ..data.bag import CaseImages, LoadBag, TriModalDL, pad_bags
 from ..data.cohort import Cohort
 from ..models.cmusnet import CMUSHead, CMUSNet, CMUSOutput
@@ -30,6 +31,7 @@ def save_model(
     path: str | Path,  # Folder to make
     classes,  # Class names, in the order of the logits
     size: int = 224,  # Side of the images it was trained on, in px
+    settings: dict | None = None,  # How its images were read, by modality; default: squares of this size
     **info,  # Anything else that JSON can hold: seed, cohort, figures
 ) -> Path:  # The folder
     "Write a model as safetensors and JSON, whole or not at all."
@@ -41,7 +43,7 @@ def save_model(
         version=__version__,
         classes=list(classes),
         size=size,
-        resample=model.get_submodule('om').interpolation,
+        images=settings_to_json(settings or image_settings(size, model.get_submodule('om').interpolation)),
         model=model.config,
         info=info,
     )
@@ -119,7 +121,8 @@ class _Cases:
 def _image_batches(cohort, config, bs, num_workers, device):
     "Batches of the images of a cohort, as a saved model expects them."
     tags = config['model'].get('tags')
-    loaders = [(CaseImages(m, tags), LoadBag(m, config['size'], config['resample'])) for m in MODALITIES]
+    settings = settings_from_json(config['images'])
+    loaders = [(CaseImages(m, tags), LoadBag(m, settings=settings[m])) for m in MODALITIES]
     return TriModalDL(
         _Cases(list(cohort), loaders),
         bs=bs,

@@ -29,7 +29,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from ..core import MODALITIES, count_noun, digest, write_file
 from ..data.bag import BAG_KINDS, TriModalDL, tagged_paths
-from ..data.images import read_image
+from ..data.images import image_digest
+from ..data.settings import ImageSettings, image_settings, read_square, settings_to_json
 from ..data.cohort import Cohort
 from ..data.check import CohortError
 from ..models.cmusnet import CMUSNet
@@ -58,7 +59,7 @@ def apply_symmetry(
     return images.flip(axes) if axes else images
 
 # %% ../../nbs/training/03_features.ipynb #c015
-CACHE_FORMAT = 1  # version of the files and of how images are read; maps of other versions are not found
+CACHE_FORMAT = 2  # version of the files and of how images are read; maps of other versions are not found
 
 # %% ../../nbs/training/03_features.ipynb #c016
 def encoder_fingerprint(
@@ -178,10 +179,16 @@ def __setitem__(
 
 # %% ../../nbs/training/03_features.ipynb #c028
 class ImageDigest(NamedTuple):
-    "An image file and its content."
+    "An image and its content."
 
     path: Path
-    digest: str  # Of the file's bytes
+    digest: str  # Of what the reference selects of the file's bytes
+    nm_per_px: float | None = None  # Scale, if it is known
+
+    @property
+    def key(self) -> str:
+        "What a kept map is named by: the digest, and the scale if there is one."
+        return self.digest if self.nm_per_px is None else f'{self.digest}@{self.nm_per_px:g}'
 
 # %% ../../nbs/training/03_features.ipynb #c029
 def image_digests(
@@ -196,15 +203,14 @@ def image_digests(
 # %% ../../nbs/training/03_features.ipynb #c030
 def _image_digest(cohort, path):
     "An image with its digest from the cohort or, if that has none, from the file."
-    return ImageDigest(path, cohort.digests.get(path) or digest(Path(path).read_bytes()))
+    return ImageDigest(path, cohort.digests.get(path) or image_digest(path), cohort.scales.get(path))
 
 # %% ../../nbs/training/03_features.ipynb #c031
 class _Job(NamedTuple):
     "An image to encode."
     modality: str
     patient: str
-    path: Path
-    digest: str
+    image: ImageDigest
 
 # %% ../../nbs/training/03_features.ipynb #c032
 class _Images:
@@ -212,7 +218,7 @@ class _Images:
 
     def __init__(self, jobs, how):
         self.jobs = jobs
-        self.how = how  # modality → options of `read_image`
+        self.how = how  # modality → `ImageSettings`
 
     def __len__(self):
         return len(self.jobs)
@@ -222,39 +228,28 @@ class _Images:
         return torch.tensor(pixels).permute(2, 0, 1).contiguous()
 
 # %% ../../nbs/training/03_features.ipynb #c033
-def _read_unchanged(job, options):
-    "Read an image, or raise an error if its bytes have changed."
-    data = Path(job.path).read_bytes()
-    if digest(data) != job.digest:
-        raise CohortError(
-            f"{job.path} of patient {job.patient} has changed since the cohort was read. "
-            "Read the cohort again."
-        )
+def _read_unchanged(job, settings):
+    "Read an image, or raise an error if it has changed."
+    image = job.image
     try:
-        return read_image(io.BytesIO(data), **options)
+        return read_square(image.path, settings, image.nm_per_px, expected=image.digest)
     except OSError as error:
-        raise OSError(f"{job.path} of patient {job.patient}: {error}") from error
+        raise CohortError(f"{image.path} of patient {job.patient}: {error}") from error
 
 # %% ../../nbs/training/03_features.ipynb #c034
-def _reading(size, resample):
-    "How the images of each modality are read: modality → options of `read_image`."
-    return {m: dict(size=size, resample=resample, background=BAG_KINDS[m].background) for m in MODALITIES}
-
-# %% ../../nbs/training/03_features.ipynb #c035
 @patch
 def fingerprints(
     self: FeatureCache,
     model: CMUSNet,  # Whose encoders
-    size: int = 224,  # Side of the images in px
-    resample: str = 'bicubic',  # How they are resized, 'bicubic' or 'bilinear'
+    settings: dict[str, ImageSettings],  # How images are read, by modality
 ) -> dict[str, str]:  # Modality → fingerprint
     "The fingerprints under which the maps of each modality are kept."
     kept = dict(pooled=self.pooled, precision=self.precision, dtype=self.dtype)
     encoders = dict(OM=model.om, IM=model.im, TEM=model.tem)
-    how = _reading(size, resample)
-    return {m: encoder_fingerprint(encoders[m], **how[m], **kept) for m in MODALITIES}
+    how = settings_to_json(settings)
+    return {m: encoder_fingerprint(encoders[m], images=how[m], **kept) for m in MODALITIES}
 
-# %% ../../nbs/training/03_features.ipynb #c036
+# %% ../../nbs/training/03_features.ipynb #c035
 @patch
 @torch.inference_mode()
 def _encode(self: FeatureCache, encoder, images, view):
@@ -271,23 +266,23 @@ def _encode(self: FeatureCache, encoder, images, view):
         )
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c037
+# %% ../../nbs/training/03_features.ipynb #c036
 @patch
 def _missing(self: FeatureCache, cohort, fingerprints, n_views):
     "One job for each image of which a view is missing; an image that occurs twice is encoded once."
     jobs = {}
     for patient, modalities in image_digests(cohort).items():
         for modality, images in modalities.items():
-            for path, image in images:
-                jobs[modality, image] = _Job(modality, patient, path, image)
+            for image in images:
+                jobs[modality, image.key] = _Job(modality, patient, image)
     missing = []
     for job in jobs.values():
-        keys = [MapKey(fingerprints[job.modality], job.digest, view) for view in range(n_views)]
+        keys = [MapKey(fingerprints[job.modality], job.image.key, view) for view in range(n_views)]
         if not all(key in self for key in keys):
             missing.append(job)
     return missing
 
-# %% ../../nbs/training/03_features.ipynb #c038
+# %% ../../nbs/training/03_features.ipynb #c037
 def _batches(jobs, bs):
     "Batches of row numbers, each of one modality, in random order."
     batches = []
@@ -297,7 +292,7 @@ def _batches(jobs, bs):
     random.Random(os.getpid()).shuffle(batches)  # several processes begin with different images
     return batches
 
-# %% ../../nbs/training/03_features.ipynb #c039
+# %% ../../nbs/training/03_features.ipynb #c038
 @dataclass(frozen=True)
 class _MapWriter:
     "Encodes images and keeps their maps."
@@ -313,14 +308,14 @@ class _MapWriter:
         encoder = getattr(self.model, modality.lower())
         images = images.to(next(encoder.parameters()).device).float() / 255
         for view in range(self.n_views):
-            keys = [MapKey(self.fingerprints[modality], job.digest, view) for job in jobs]
+            keys = [MapKey(self.fingerprints[modality], job.image.key, view) for job in jobs]
             if all(key in self.cache for key in keys):
                 continue  # another process has encoded them
             for key, feature_map in zip(keys, self.cache._encode(encoder, images, view)):
                 self.cache[key] = feature_map.clone()
         return keys[0]
 
-# %% ../../nbs/training/03_features.ipynb #c040
+# %% ../../nbs/training/03_features.ipynb #c039
 @patch
 def fill(
     self: FeatureCache,
@@ -330,9 +325,11 @@ def fill(
     size: int = 224,  # Side of the images in px
     resample: str = 'bicubic',  # How they are resized
     num_workers: int = 0,  # Processes that read images
+    settings: dict[str, ImageSettings] | None = None,  # By modality, instead of size and resample
 ) -> dict[str, str]:  # Modality → fingerprint
     "Encode what is not in the cache yet; after an interruption, continue where it stopped."
-    fingerprints = self.fingerprints(model, size, resample)
+    settings = settings or image_settings(size, resample)
+    fingerprints = self.fingerprints(model, settings)
     jobs = self._missing(cohort, fingerprints, n_views)
     if not jobs:
         return fingerprints
@@ -340,12 +337,12 @@ def fill(
     model.eval()
     try:
         writer = _MapWriter(self, model, fingerprints, n_views)
-        self._encode_all(writer, _Images(jobs, _reading(size, resample)), num_workers)
+        self._encode_all(writer, _Images(jobs, settings), num_workers)
     finally:
         model.train(training)
     return fingerprints
 
-# %% ../../nbs/training/03_features.ipynb #c041
+# %% ../../nbs/training/03_features.ipynb #c040
 @patch
 def _encode_all(self: FeatureCache, writer, images, num_workers):
     "Encode images, batch by batch; the first batch tells how much space and time all of them need."
@@ -365,7 +362,7 @@ def _encode_all(self: FeatureCache, writer, images, num_workers):
     for batch_jobs, x in work:
         writer.write(batch_jobs, x)
 
-# %% ../../nbs/training/03_features.ipynb #c042
+# %% ../../nbs/training/03_features.ipynb #c041
 @patch
 def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     "Print how much space and time the encoding needs."
@@ -374,14 +371,14 @@ def _announce(self: FeatureCache, n_images, n_views, n_bytes, seconds):
     cost = f"{megabytes:.0f} MB in {self.path or 'memory'}, about {seconds / 60:.1f} minutes"
     print(f"Encoding {what}: {cost}", flush=True)
 
-# %% ../../nbs/training/03_features.ipynb #c047
+# %% ../../nbs/training/03_features.ipynb #c046
 class MapBag(NamedTuple):
     "The feature maps of one modality of a case."
 
     maps: list[Tensor]  # Each [C,h,w]; empty if the patient lacks the modality
     tags: list[int]  # Number of each image's stain or antibody, 0 for none
 
-# %% ../../nbs/training/03_features.ipynb #c048
+# %% ../../nbs/training/03_features.ipynb #c047
 class FeatureCases:
     "Cases as bags of feature maps, OM, IM and TEM, and the class number."
 
@@ -411,7 +408,7 @@ class FeatureCases:
         bags = tuple(MapBag(self.maps(i, modality), self.tags[i][modality]) for modality in MODALITIES)
         return bags if self.y is None else (*bags, self.y[i])
 
-# %% ../../nbs/training/03_features.ipynb #c049
+# %% ../../nbs/training/03_features.ipynb #c048
 @patch
 def maps(
     self: FeatureCases,
@@ -422,10 +419,10 @@ def maps(
     maps = []
     for image in self.images[i][modality]:
         view = int(torch.randint(self.n_views, ())) if self.n_views > 1 else 0
-        maps.append(self.cache[MapKey(self.fingerprints[modality], image.digest, view)])
+        maps.append(self.cache[MapKey(self.fingerprints[modality], image.key, view)])
     return maps
 
-# %% ../../nbs/training/03_features.ipynb #c050
+# %% ../../nbs/training/03_features.ipynb #c049
 @patch
 def pooled_table(
     self: FeatureCases,
@@ -434,7 +431,7 @@ def pooled_table(
     "One row of averages per patient, for a classifier of numbers such as logistic regression."
     return torch.stack([self._pooled_row(i, maxima) for i in range(len(self))]).numpy()
 
-# %% ../../nbs/training/03_features.ipynb #c051
+# %% ../../nbs/training/03_features.ipynb #c050
 @patch
 def _pooled_row(self: FeatureCases, i, maxima):
     "Averages of the maps of a patient: means over each bag, and some maxima."
@@ -449,7 +446,7 @@ def _pooled_row(self: FeatureCases, i, maxima):
     row += [averages[m].amax(0) if m in averages else missing for m in maxima]
     return torch.cat(row)
 
-# %% ../../nbs/training/03_features.ipynb #c052
+# %% ../../nbs/training/03_features.ipynb #c051
 def collate_maps(
     items: list,  # From `FeatureCases`
     dtype: torch.dtype = torch.float32,  # Of the batch
@@ -463,7 +460,7 @@ def collate_maps(
         bags.append(kind.bag(*_padded(cases, length, shape, dtype)))
     return tuple(bags) if y is None else (*bags, torch.tensor(y))
 
-# %% ../../nbs/training/03_features.ipynb #c053
+# %% ../../nbs/training/03_features.ipynb #c052
 def _padded(bags, n, shape, dtype):
     "Maps as a tensor [B,n,C,h,w] padded with zeros, which are real, and their tags, each [B,n]."
     x = torch.empty(len(bags), n, *shape, dtype=dtype)
@@ -478,7 +475,7 @@ def _padded(bags, n, shape, dtype):
         tags[i, :size] = torch.tensor(bag.tags, dtype=torch.long)
     return x, mask, tags
 
-# %% ../../nbs/training/03_features.ipynb #c054
+# %% ../../nbs/training/03_features.ipynb #c053
 class FeatureDL(TriModalDL):
     "A DataLoader of feature maps: float32 on a CPU; a GPU receives them as they are kept and converts them."
 
@@ -494,7 +491,7 @@ class FeatureDL(TriModalDL):
             "Use show_batch of the DataLoaders of images that they were made from."
         )
 
-# %% ../../nbs/training/03_features.ipynb #c055
+# %% ../../nbs/training/03_features.ipynb #c054
 @patch
 def loader(
     self: FeatureCache,
@@ -506,11 +503,12 @@ def loader(
     size: int = 224,  # Side of the images in px
     resample: str = 'bicubic',  # How they are resized
     num_workers: int = 0,  # Processes that read images that are not encoded yet
+    settings: dict[str, ImageSettings] | None = None,  # By modality, instead of size and resample
     **kwargs,  # Passed on to `TriModalDL`
 ) -> FeatureDL:
     "Encode what is missing, and load cases of maps."
     n_views = self.n_views if train else 1
-    fingerprints = self.fill(model, cohort, n_views, size, resample, num_workers)
+    fingerprints = self.fill(model, cohort, n_views, size, resample, num_workers, settings)
     tags = model.config.get('tags')
     cases = FeatureCases(self, fingerprints, cohort, classes, n_views, tags)
     bs = self.bs or bs
@@ -518,7 +516,7 @@ def loader(
     device = next(model.parameters()).device
     return FeatureDL(cases, bs=bs, shuffle=train, num_workers=0, device=device, do_setup=False, **kwargs)
 
-# %% ../../nbs/training/03_features.ipynb #c056
+# %% ../../nbs/training/03_features.ipynb #c055
 @patch
 def dataloaders(
     self: FeatureCache,

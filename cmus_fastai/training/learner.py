@@ -228,7 +228,8 @@ def on_features(self: CMUSLearner):
         return
     images.cache = cache  # so that what is encoded now is found next time
     self.model.to(images.device)
-    options = dict(bs=images.train.bs, bucket=images.train.bucket, **images.reading)
+    options = dict(bs=images.train.bs, bucket=images.train.bucket)
+    options.update(settings=images.image_settings, num_workers=images.num_workers)
     self.dls = cache.dataloaders(self.model, *images.cohorts, images.vocab, **options)
     self.dls.train.rng = images.train.rng  # batches come in the order that those of images would
     try:
