@@ -160,7 +160,7 @@ def _run_identity(cohort, config, folds, seed) -> dict:
     "What makes a run this run, as JSON has it."
     patients = {}
     for patient, modalities in image_digests(cohort).items():
-        images = [image for files in modalities.values() for _, image in files]
+        images = [image.key for files in modalities.values() for image in files]
         label, group = cohort.df.label[patient], str(cohort.df.group[patient])
         patients[patient] = [label, group, digest('|'.join(images), size=8)]
     identity = dict(
