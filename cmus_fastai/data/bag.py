@@ -32,7 +32,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from ..core import MODALITIES, count_noun, digest, write_file
 from .check import CohortError
-from .cohort import Cohort, check_same_classes, images_of, slot_of
+from .cohort import Cohort, check_same_classes, images_of
+from .sources import slot_of
 from .images import read_image
 
 # %% ../../nbs/data/05_bag.ipynb #c009
