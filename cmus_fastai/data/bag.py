@@ -33,8 +33,8 @@ from PIL import Image
 from ..core import MODALITIES, count_noun, digest, write_file
 from .check import CohortError
 from .cohort import Cohort, check_same_classes, images_of
-from .sources import slot_of
 from .images import read_image
+from .sources import slot_of
 
 # %% ../../nbs/data/05_bag.ipynb #c009
 class TensorOM(TensorImage):

@@ -19,9 +19,11 @@ import pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from ..core import MODALITIES, count_noun, digest, render, write_file
 from .check import CohortError, CohortWarning, Problem, Problems
-from .images import ImageCheck, check_image
+from .images import ImageCheck, check_image, read_image
 from .sources import Draft, Drafts, SlotImage, cell_text, differ, file_problem, modality_of
 from .sources import read_folder, read_table, relative_name, split_reference
 from .splits import assign_folds, choose_test, link_groups
@@ -247,7 +249,7 @@ def _settle_tags(
             if not (tag or image.tag or _names_in_file(drafts, draft, image)):
                 unclear.update(_names_in_file(drafts, draft, image, known=False)[:1])
     for tag, n in unclear.items():
-        what = f'{tag} in the names of {count_noun(n, "image")} is the class or the patient, and not read as a tag'
+        what = f'{tag} in the names of {count_noun(n, "file")} is class or patient, not read as a tag'
         drafts.report('unclear tag', what, 'unused')
     return tags
 
@@ -303,23 +305,78 @@ def images_of(
     "All images of one case: OM, IM, then TEM."
     return [path for modality in MODALITIES for path in row[modality]]
 
-# %% ../../nbs/data/04_cohort.ipynb #c035
-def _shared_images(
+# %% ../../nbs/data/04_cohort.ipynb #c036
+_SIDE = 64  # px of a thumbnail
+_COPY = 0.995  # correlation of thumbnails from which on two images are copies
+
+
+def _thumbnail(path: Path) -> np.ndarray | None:  # float32 [64*64], mean 0 and length 1
+    "A small grey copy of an image; `None` for an even one, and for one that cannot be read."
+    try:
+        grey = read_image(path, _SIDE).mean(-1, dtype=np.float32).ravel()
+    except (OSError, ValueError):
+        return None  # reading it for training raises the same error
+    centred = grey - grey.mean()
+    length = np.linalg.norm(centred)
+    return centred / length if length > _SIDE else None  # a standard deviation of one grey level
+
+# %% ../../nbs/data/04_cohort.ipynb #c037
+def _alike(
+    thumbnails: np.ndarray,  # [N,64*64], each with mean 0 and length 1
+) -> tuple[np.ndarray, np.ndarray]:  # Numbers of the first and of the second image of each pair
+    "Pairs of images whose thumbnails correlate above `_COPY`; a quarter of the side excludes most pairs."
+    n, side = len(thumbnails), _SIDE // 4
+    coarse = thumbnails.reshape(n, side, 4, side, 4).mean((2, 4)).reshape(n, -1)
+    coarse = coarse / np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1e-9)
+    first, second = [], []
+    for start in range(0, n, 1000):
+        rows, columns = np.nonzero(coarse[start : start + 1000] @ coarse.T > 0.95)
+        for i, j in zip(rows + start, columns):
+            if i < j and thumbnails[i] @ thumbnails[j] > _COPY:
+                first.append(i)
+                second.append(j)
+    return np.array(first, int), np.array(second, int)
+
+# %% ../../nbs/data/04_cohort.ipynb #c038
+def _image_keys(
     df: pd.DataFrame,  # Rows of the cohort
     digests: Mapping,  # Path → digest
-) -> dict[Hashable, dict[str, Path]]:  # Digest → patient id → file
+    by_pixels: bool,  # Whether to look for copies with other bytes
+) -> dict[Path, Hashable]:  # The same key for copies of one image
+    "What tells whether two images are the same: their digests, or a number for those with like pixels."
+    keys = dict(digests)
+    if not by_pixels:
+        return keys
+    paths = [path for _, row in df.iterrows() for path in images_of(row)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = {path: small for path, small in zip(paths, pool.map(_thumbnail, paths)) if small is not None}
+    if found:
+        names = list(found)
+        first, second = _alike(np.stack(list(found.values())))
+        links = coo_array((np.ones(len(first)), (first, second)), (len(names), len(names)))
+        _, numbers = connected_components(links, directed=False)
+        often = np.bincount(numbers) > 1
+        keys |= {path: int(number) for path, number in zip(names, numbers) if often[number]}
+    return keys
+
+# %% ../../nbs/data/04_cohort.ipynb #c039
+def _shared_images(
+    df: pd.DataFrame,  # Rows of the cohort
+    keys: Mapping,  # Path → key of the image
+) -> dict[Hashable, dict[str, Path]]:  # Key → patient id → file
     "The images that more than one patient uses."
     users: dict = defaultdict(dict)
     for patient, row in df.iterrows():
         for path in images_of(row):
-            users[digests.get(path, path)].setdefault(patient, path)
-    return {digest: files for digest, files in users.items() if len(files) > 1}
+            users[keys.get(path, path)].setdefault(patient, path)
+    return {key: files for key, files in users.items() if len(files) > 1}
 
-# %% ../../nbs/data/04_cohort.ipynb #c036
+# %% ../../nbs/data/04_cohort.ipynb #c040
 def _report_shared(
     drafts: Drafts,
-    files: dict[str, Path],  # Patient id → file, all with the same bytes
+    files: dict[str, Path],  # Patient id → file, all with the same image
     labels: pd.Series,  # Class of each patient
+    digests: Mapping,  # Path → digest
 ) -> None:
     "Report one image that several patients use."
     (patient, first), *others = files.items()
@@ -327,21 +384,24 @@ def _report_shared(
     for other, file in others:
         name = f'{relative_name(file, drafts.root)} of {other}'
         named.append(name if labels[other] == labels[patient] else f'{name} ({labels[other]})')
-    drafts.report('shared image', f'the same bytes as {", ".join(named)}', 'kept', patient, first)
+    is_same = len({digests.get(file, file) for file in files.values()}) == 1
+    how = 'the same bytes as' if is_same else 'the same picture, saved anew, as'
+    drafts.report('shared image', f'{how} {", ".join(named)}', 'kept', patient, first)
 
-# %% ../../nbs/data/04_cohort.ipynb #c037
+# %% ../../nbs/data/04_cohort.ipynb #c041
 def _settle_groups(
     drafts: Drafts,
     df: pd.DataFrame,  # Rows of the cohort
     groups: Mapping,  # Patient id → given groups
     digests: Mapping,  # Path → digest
+    by_pixels: bool,  # Whether to look for copies with other bytes
 ) -> tuple[list[str], bool]:  # Group of each patient; whether splits leak all the same
     "Join the groups of patients with a common image, if that leaves enough groups."
     shared = defaultdict(list)
-    for digest, files in _shared_images(df, digests).items():
+    for key, files in _shared_images(df, _image_keys(df, digests, by_pixels)).items():
         for patient in files:
-            shared[patient].append(digest)
-        _report_shared(drafts, files, df.label)
+            shared[patient].append(key)
+        _report_shared(drafts, files, df.label, digests)
     linked = link_groups([groups[p] for p in df.index], [shared[p] for p in df.index])
     if linked.leaky:
         what = (
@@ -352,7 +412,7 @@ def _settle_groups(
         drafts.report('leak', what, 'kept')
     return linked.groups, linked.leaky
 
-# %% ../../nbs/data/04_cohort.ipynb #c039
+# %% ../../nbs/data/04_cohort.ipynb #c043
 def _settle_classes(
     drafts: Drafts,
     labels: pd.Series,  # Class of each patient
@@ -371,7 +431,7 @@ def _settle_classes(
             drafts.report('class of none', what, 'kept')
     return names
 
-# %% ../../nbs/data/04_cohort.ipynb #c041
+# %% ../../nbs/data/04_cohort.ipynb #c045
 def as_bag(
     cell,  # A list of images, one image, or `None`
 ) -> list:
@@ -380,7 +440,7 @@ def as_bag(
         return list(cell)
     return [] if cell is None or cell != cell else [cell]  # a NaN is unlike itself
 
-# %% ../../nbs/data/04_cohort.ipynb #c042
+# %% ../../nbs/data/04_cohort.ipynb #c046
 class Cohort:
     "Checked cases, one row per patient: label, the images of OM, IM and TEM (three lists), group."
 
@@ -426,19 +486,19 @@ class Cohort:
             raise KeyError(f'no patient {patient!r} in {self.name}')
         return self.df.loc[patient]
 
-# %% ../../nbs/data/04_cohort.ipynb #c043
+# %% ../../nbs/data/04_cohort.ipynb #c047
 @patch(as_prop=True)
 def problems(self: Cohort) -> pd.DataFrame:  # One row per problem
     "The findings while reading as a table; the list itself is `findings`."
     return self.findings.frame()
 
-# %% ../../nbs/data/04_cohort.ipynb #c044
+# %% ../../nbs/data/04_cohort.ipynb #c048
 @patch(as_prop=True)
 def labelled(self: Cohort) -> bool:
     "Whether every patient has a label."
     return len(self) > 0 and bool(self.df.label.notna().all())
 
-# %% ../../nbs/data/04_cohort.ipynb #c045
+# %% ../../nbs/data/04_cohort.ipynb #c049
 @patch
 def tag_of(
     self: Cohort,
@@ -447,7 +507,7 @@ def tag_of(
     "The stain or antibody that an image shows."
     return self.tags.get(path)
 
-# %% ../../nbs/data/04_cohort.ipynb #c047
+# %% ../../nbs/data/04_cohort.ipynb #c051
 def build_cohort(
     drafts: Drafts,  # All patients, before checking
     classes: Sequence[str] | None = None,  # Class names in their order; default: all labels, sorted by name
@@ -470,7 +530,7 @@ def build_cohort(
     used = {path for _, row in df.iterrows() for path in images_of(row)}
     tags, scales = _settle_tags(drafts, patients, used), _settle_scales(drafts, patients, used, checks)
     given = _given_groups(drafts, [draft for draft in patients if draft.patient in df.index], group)
-    groups, leaky = _settle_groups(drafts, df, given, digests)
+    groups, leaky = _settle_groups(drafts, df, given, digests, check == 'full')
     df['group'] = pd.Series(groups, df.index, dtype=object)
     classes = _settle_classes(drafts, df.label, classes)
     facts = (drafts.problems, drafts.root, drafts.name, digests, leaky, tags, scales, checks)
@@ -478,7 +538,7 @@ def build_cohort(
     _raise_or_warn(cohort, strict)
     return cohort
 
-# %% ../../nbs/data/04_cohort.ipynb #c048
+# %% ../../nbs/data/04_cohort.ipynb #c052
 def _raise_or_warn(
     cohort: Cohort,
     strict: bool,  # Whether problems are errors
@@ -499,7 +559,7 @@ def _raise_or_warn(
     if facts:
         warnings.warn(f'{cohort.name}: {"; ".join(facts)}. See report().', CohortWarning, stacklevel=4)
 
-# %% ../../nbs/data/04_cohort.ipynb #c050
+# %% ../../nbs/data/04_cohort.ipynb #c054
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_folder(
@@ -521,7 +581,7 @@ def from_folder(
     _check_level(drafts, path)
     return build_cohort(drafts, **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c051
+# %% ../../nbs/data/04_cohort.ipynb #c055
 def _check_level(drafts: Drafts, path) -> None:
     "Raise a `CohortError` if most images lie deeper than root/<class>/<patient>/."
     n_deeper = sum(p.kind == 'misplaced' and p.patient != '' for p in drafts.problems)
@@ -534,7 +594,7 @@ def _check_level(drafts: Drafts, path) -> None:
             drafts.problems,
         )
 
-# %% ../../nbs/data/04_cohort.ipynb #c056
+# %% ../../nbs/data/04_cohort.ipynb #c060
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_table(
@@ -552,7 +612,7 @@ def from_table(
         columns = {**(columns or {}), 'group': kwargs.pop('group')}
     return build_cohort(read_table(table, root, columns, split, prefixes, tags), **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c061
+# %% ../../nbs/data/04_cohort.ipynb #c065
 @patch(cls_method=True)
 def read(
     cls: Cohort,
@@ -573,7 +633,7 @@ def read(
         return cls.from_table(path, **kwargs)
     raise CohortError(f'{source}: neither a folder nor a .csv table; save a spreadsheet as "CSV UTF-8"')
 
-# %% ../../nbs/data/04_cohort.ipynb #c063
+# %% ../../nbs/data/04_cohort.ipynb #c067
 def _summarise(
     df: pd.DataFrame,  # Rows of a cohort
 ) -> dict:
@@ -588,7 +648,7 @@ def _summarise(
         line[f'{modality} images'] = f'{n.min()} – {n.median():g} – {n.max()}' if len(n) else ''
     return line
 
-# %% ../../nbs/data/04_cohort.ipynb #c064
+# %% ../../nbs/data/04_cohort.ipynb #c068
 @patch
 def count_tags(self: Cohort) -> pd.DataFrame:  # One row per modality and tag
     "Images and patients of each stain and antibody; columns modality, tag, images, patients."
@@ -600,10 +660,10 @@ def count_tags(self: Cohort) -> pd.DataFrame:  # One row per modality and tag
     ]
     df = pd.DataFrame(found, columns=['modality', 'tag', 'patient'], dtype=object)
     counts = df.groupby(['modality', 'tag']).patient.agg(images='size', patients='nunique').reset_index()
-    order = counts.modality.map(MODALITIES.index)
-    return counts.assign(order=order).sort_values(['order', 'tag']).drop(columns='order').reset_index(drop=True)
+    place = counts.modality.map(MODALITIES.index)  # OM, IM, TEM
+    return counts.loc[place.sort_values(kind='stable').index].reset_index(drop=True)
 
-# %% ../../nbs/data/04_cohort.ipynb #c065
+# %% ../../nbs/data/04_cohort.ipynb #c069
 @patch
 def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     "Patients, groups, modalities present, complete cases, bag sizes and images of each tag, by class."
@@ -611,7 +671,7 @@ def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     lines = {name: _summarise(df) | self._tag_columns(df) for name, df in parts.items()}
     return pd.DataFrame(lines).T.rename_axis('class')
 
-# %% ../../nbs/data/04_cohort.ipynb #c066
+# %% ../../nbs/data/04_cohort.ipynb #c070
 @patch
 def _tag_columns(self: Cohort, df: pd.DataFrame) -> dict[str, int]:  # E.g. 'IM IgA' → images
     "The images of each tag among these rows; empty if the cohort has no tags."
@@ -626,7 +686,7 @@ def _tag_columns(self: Cohort, df: pd.DataFrame) -> dict[str, int]:  # E.g. 'IM 
     names = [f'{modality} {tag}' for modality, tag in zip(known.modality, known.tag) if tag]
     return {name: counts[name] for name in names}
 
-# %% ../../nbs/data/04_cohort.ipynb #c067
+# %% ../../nbs/data/04_cohort.ipynb #c071
 @patch
 def _facts(self: Cohort) -> list[str]:
     "What is known of the images beyond their number: tags, scales, shapes."
@@ -640,13 +700,14 @@ def _facts(self: Cohort) -> list[str]:
     if scales:
         span = f'{min(scales):.3g} to {max(scales):.3g} nm per px'
         facts.append(f'scale known for {len(scales)} of {len(paths)} images: {span}')
-    sizes = [(getattr(check, 'width', 0), getattr(check, 'height', 0)) for check in map(self.checks.get, paths)]
+    checks = [self.checks[path] for path in paths if path in self.checks]
+    sizes = [(getattr(check, 'width', None), getattr(check, 'height', None)) for check in checks]
     squeezed = sum(differ(width, height) for width, height in sizes if width and height)
     if squeezed:
         facts.append(f"resize='squish' changes the aspect ratio of {squeezed} of {len(paths)} images")
     return facts
 
-# %% ../../nbs/data/04_cohort.ipynb #c068
+# %% ../../nbs/data/04_cohort.ipynb #c072
 @patch
 def report(
     self: Cohort,
@@ -668,7 +729,7 @@ def report(
         lines.append(findings.text(limit))
     return '\n'.join(lines)
 
-# %% ../../nbs/data/04_cohort.ipynb #c069
+# %% ../../nbs/data/04_cohort.ipynb #c073
 @patch
 def _repr_html_(self: Cohort) -> str:
     "The summary, and whether anything was found."
@@ -685,7 +746,7 @@ def _repr_html_(self: Cohort) -> str:
         n_left_out=len(self.findings.left_out),
     )
 
-# %% ../../nbs/data/04_cohort.ipynb #c091
+# %% ../../nbs/data/04_cohort.ipynb #c095
 def _select_ids(
     index: pd.Index,  # Patient ids of a cohort
     patients,  # Patient ids, or a mask over the rows
@@ -697,7 +758,7 @@ def _select_ids(
             return index[mask].tolist()
     return list(dict.fromkeys(patients))
 
-# %% ../../nbs/data/04_cohort.ipynb #c092
+# %% ../../nbs/data/04_cohort.ipynb #c096
 @patch
 def subset(
     self: Cohort,
@@ -733,7 +794,7 @@ def _select(
     "The values of these paths."
     return {path: values[path] for path in paths if path in values}
 
-# %% ../../nbs/data/04_cohort.ipynb #c093
+# %% ../../nbs/data/04_cohort.ipynb #c097
 @patch
 def split(
     self: Cohort,
@@ -744,7 +805,7 @@ def split(
     tested = choose_test(self.df.label, self.df.group, test, seed, self.name)
     return self.subset(~tested, f'{self.name} train'), self.subset(tested, f'{self.name} test')
 
-# %% ../../nbs/data/04_cohort.ipynb #c094
+# %% ../../nbs/data/04_cohort.ipynb #c098
 @patch
 def kfold(
     self: Cohort,
@@ -760,7 +821,7 @@ def kfold(
         pairs.append((train, test))
     return pairs
 
-# %% ../../nbs/data/04_cohort.ipynb #c099
+# %% ../../nbs/data/04_cohort.ipynb #c103
 def _images_by_digest(
     cohort: Cohort,
 ) -> dict[str, list[str]]:  # Digest → 'patient: file', for all images that can be read
@@ -773,7 +834,7 @@ def _images_by_digest(
                 files[key].append(f'{row.name}: {relative_name(path, cohort.root)}')
     return files
 
-# %% ../../nbs/data/04_cohort.ipynb #c100
+# %% ../../nbs/data/04_cohort.ipynb #c104
 def audit_leak(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -791,7 +852,7 @@ def audit_leak(
             found.append(('image', key, ', '.join(files), ', '.join(test_files[key])))
     return pd.DataFrame(found, columns=['kind', 'what', 'train', 'test'], dtype=object)
 
-# %% ../../nbs/data/04_cohort.ipynb #c101
+# %% ../../nbs/data/04_cohort.ipynb #c105
 def check_same_classes(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -808,7 +869,7 @@ def check_same_classes(
         )
     return test.subset(test.df.index, classes=train.classes)
 
-# %% ../../nbs/data/04_cohort.ipynb #c108
+# %% ../../nbs/data/04_cohort.ipynb #c112
 @patch
 def to_table(
     self: Cohort,
@@ -831,7 +892,7 @@ def to_table(
         write_file(file, df.to_csv(index=False))
     return df
 
-# %% ../../nbs/data/04_cohort.ipynb #c109
+# %% ../../nbs/data/04_cohort.ipynb #c113
 def _patient_rows(
     cohort: Cohort,
     base: Path | None,  # Folder that paths are written relative to

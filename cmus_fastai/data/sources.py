@@ -402,7 +402,7 @@ def _modality_folder(drafts: Drafts, name: str) -> Heading | None:
     is_id = heading.tag is None and any(letter.isdigit() for letter in name)  # a patient called IM03
     return None if is_id else heading
 
-
+# %% ../../nbs/data/03b_sources.ipynb #c046
 def _read_patient(
     drafts: Drafts,
     draft: Draft,  # Of the patient
@@ -417,13 +417,19 @@ def _read_patient(
         said = None if heading else _modality_folder(drafts, inner.name)
         if said:
             _read_patient(drafts, draft, inner, said)
-        elif is_image(inner):
-            drafts.report('not a file', 'a folder, not a file', 'left out: image', draft.patient, inner)
-        elif next(_walk(inner, set()), None):
-            what = "a folder with images inside a patient's folder"
-            drafts.report('misplaced', what, 'left out: folder', draft.patient, inner)
+        else:
+            _report_inner(drafts, draft, inner)
 
-# %% ../../nbs/data/03b_sources.ipynb #c047
+
+def _report_inner(drafts: Drafts, draft: Draft, folder: Path) -> None:
+    "Report a folder inside a patient's folder, if it may be important."
+    if is_image(folder):
+        drafts.report('not a file', 'a folder, not a file', 'left out: image', draft.patient, folder)
+    elif next(_walk(folder, set()), None):
+        what = "a folder with images inside a patient's folder"
+        drafts.report('misplaced', what, 'left out: folder', draft.patient, folder)
+
+# %% ../../nbs/data/03b_sources.ipynb #c048
 class _Options(NamedTuple):
     "How a folder is read."
 
@@ -434,7 +440,7 @@ class _Options(NamedTuple):
         "The id of a patient."
         return f'{label}/{name}' if self.ids == 'class/name' and label else name
 
-# %% ../../nbs/data/03b_sources.ipynb #c048
+# %% ../../nbs/data/03b_sources.ipynb #c049
 def _report_flat_folder(
     drafts: Drafts,
     folder: Path,  # Next to the class folders
@@ -447,7 +453,7 @@ def _report_flat_folder(
     else:
         drafts.report('unused folder', 'holds no patient folders', 'unused', file=folder)
 
-# %% ../../nbs/data/03b_sources.ipynb #c049
+# %% ../../nbs/data/03b_sources.ipynb #c050
 def _list_inside(
     drafts: Drafts,
     folders: list[Path],  # Below the root
@@ -462,7 +468,7 @@ def _list_inside(
             inside[folder] = _list_folder(drafts, folder)
     return inside
 
-# %% ../../nbs/data/03b_sources.ipynb #c050
+# %% ../../nbs/data/03b_sources.ipynb #c051
 def _read_class_folders(drafts: Drafts, options: _Options) -> list[Path]:  # Files that belong to no patient
     "Read root/<class>/<patient>/."
     folders, loose = _list_folder(drafts, drafts.root)
@@ -478,7 +484,7 @@ def _read_class_folders(drafts: Drafts, options: _Options) -> list[Path]:  # Fil
                 _read_patient(drafts, draft, patient_folder)
     return loose
 
-# %% ../../nbs/data/03b_sources.ipynb #c052
+# %% ../../nbs/data/03b_sources.ipynb #c053
 def _read_patient_folders(drafts: Drafts, options: _Options) -> list[Path]:  # Files that belong to no patient
     "Read root/<patient>/, or the root as the only patient."
     visible = [path for path in sorted(drafts.root.iterdir()) if path.is_dir() and _is_visible(path)]
@@ -491,13 +497,16 @@ def _read_patient_folders(drafts: Drafts, options: _Options) -> list[Path]:  # F
     for folder in folders:
         if folder.name.lower() in options.skip:
             drafts.report('unused folder', 'not a patient: its name is in skip=', 'unused', file=folder)
+        elif _modality_folder(drafts, folder.name):
+            what = 'a folder of a modality next to folders of patients'
+            drafts.report('misplaced', what, 'left out: folder', file=folder)
         elif next(_walk(folder, options.skip), None):
             _read_patient(drafts, drafts.draft(folder.name), folder)
         else:
             _read_empty(drafts, folder)
     return files
 
-
+# %% ../../nbs/data/03b_sources.ipynb #c054
 def _read_empty(drafts: Drafts, folder: Path) -> None:
     "A folder without any image that is read: a patient if its files bear the name of a modality."
     files = [path for path in folder.rglob('*') if slot_of(path.name, drafts.prefixes)]
@@ -506,14 +515,14 @@ def _read_empty(drafts: Drafts, folder: Path) -> None:
     else:
         drafts.report('unused folder', 'holds no image', 'unused', file=folder)
 
-# %% ../../nbs/data/03b_sources.ipynb #c054
+# %% ../../nbs/data/03b_sources.ipynb #c056
 class _Named(NamedTuple):
     "What the name of a file says."
 
     label: str
     patient: str
 
-# %% ../../nbs/data/03b_sources.ipynb #c055
+# %% ../../nbs/data/03b_sources.ipynb #c057
 def _read_name(
     drafts: Drafts,
     file: Path,
@@ -533,7 +542,7 @@ def _read_name(
             return _Named(label, rest[0])
     return None if folder or len(words) < 3 else _Named(words[0], words[1])
 
-# %% ../../nbs/data/03b_sources.ipynb #c056
+# %% ../../nbs/data/03b_sources.ipynb #c058
 def _classes_in_names(drafts: Drafts, files: Iterable[Path]) -> list[str]:
     "The words behind the prefix that are classes: all in TEM names, in others those that are no tags."
     names: dict[str, None] = {}
@@ -551,7 +560,7 @@ def _names_are_flat(named: Iterable[_Named]) -> bool:
     patients, labels = {pair.patient for pair in pairs}, {pair.label for pair in pairs}
     return len(labels) < len(patients) == len(pairs)
 
-# %% ../../nbs/data/03b_sources.ipynb #c057
+# %% ../../nbs/data/03b_sources.ipynb #c059
 def _read_flat(drafts: Drafts, options: _Options) -> list[Path]:  # Files that belong to no patient
     "Read files whose names give class and patient, in the root or in class folders."
     folders, files = _list_folder(drafts, drafts.root)
@@ -572,7 +581,7 @@ def _read_flat(drafts: Drafts, options: _Options) -> list[Path]:  # Files that b
         _read_patient_file(drafts, draft, file)
     return loose
 
-# %% ../../nbs/data/03b_sources.ipynb #c059
+# %% ../../nbs/data/03b_sources.ipynb #c061
 def _stem(
     drafts: Drafts,
     file: Path,
@@ -587,7 +596,7 @@ def _stem(
         words = words[:-1]
     return '_'.join(words)
 
-# %% ../../nbs/data/03b_sources.ipynb #c060
+# %% ../../nbs/data/03b_sources.ipynb #c062
 class _Place(NamedTuple):
     "A file below a folder that is named after a modality."
 
@@ -606,7 +615,7 @@ def _places(drafts: Drafts, options: _Options) -> tuple[list[_Place], list[Path]
             _report_flat_folder(drafts, folder, content.files)
             continue
         places += [_Place(file, heading, ()) for file in content.files]
-        waiting = [(inner, (inner.name,)) for inner in content.folders]
+        waiting: list[tuple[Path, tuple[str, ...]]] = [(inner, (inner.name,)) for inner in content.folders]
         while waiting:
             inner, names = waiting.pop(0)
             if inner.name.lower() in options.skip:
@@ -616,7 +625,7 @@ def _places(drafts: Drafts, options: _Options) -> tuple[list[_Place], list[Path]
             waiting += [(deeper, (*names, deeper.name)) for deeper in listing.folders]
     return places, loose
 
-# %% ../../nbs/data/03b_sources.ipynb #c061
+# %% ../../nbs/data/03b_sources.ipynb #c063
 def _class_folders(drafts: Drafts, places: Iterable[_Place], counted: bool) -> set[str]:
     "Folders that are classes: they hold folders, or most names in them recur under another modality only."
     places = list(places)
@@ -634,7 +643,7 @@ def _class_folders(drafts: Drafts, places: Iterable[_Place], counted: bool) -> s
     classes = {folder for folder, n in names.items() if recurring[folder] > max(1, n / 2)}
     return classes | {place.folders[0] for place in places if len(place.folders) > 1}
 
-# %% ../../nbs/data/03b_sources.ipynb #c062
+# %% ../../nbs/data/03b_sources.ipynb #c064
 def _read_modality_folders(
     drafts: Drafts,
     options: _Options,
@@ -656,7 +665,7 @@ def _read_modality_folders(
         _read_patient_file(drafts, draft, file, heading)
     return loose
 
-# %% ../../nbs/data/03b_sources.ipynb #c064
+# %% ../../nbs/data/03b_sources.ipynb #c066
 def _place_of(
     drafts: Drafts,
     file: Path,  # An image
@@ -671,7 +680,7 @@ def _place_of(
         return ''
     return {0: 'patient', 1: 'patient', 2: 'class/patient'}.get(len(folders), 'deeper')
 
-# %% ../../nbs/data/03b_sources.ipynb #c065
+# %% ../../nbs/data/03b_sources.ipynb #c067
 def _find_evidence(drafts: Drafts, options: _Options) -> dict[str, list[Path]]:
     "Layout → the images that speak for it; 'deeper' and '' are no layouts."
     evidence = defaultdict(list)
@@ -680,15 +689,15 @@ def _find_evidence(drafts: Drafts, options: _Options) -> dict[str, list[Path]]:
     shallow = evidence['patient']
     classes = _classes_in_names(drafts, [file for file in shallow if file.parent == drafts.root])
     named = {file: _read_name(drafts, file, classes) for file in shallow}
-    flat = [file for file in shallow if named[file]]
-    if _names_are_flat(named[file] for file in flat):
-        evidence['flat'] = flat
+    flat = [(file, name) for file, name in named.items() if name is not None]
+    if _names_are_flat(name for _, name in flat):
+        evidence['flat'] = [file for file, _ in flat]
         evidence['patient'] = [file for file in shallow if named[file] is None]
     if _is_one_patient(drafts, evidence['modality']):
         evidence['patient'] += evidence.pop('modality')
     return {layout: files for layout, files in evidence.items() if files}
 
-# %% ../../nbs/data/03b_sources.ipynb #c066
+# %% ../../nbs/data/03b_sources.ipynb #c068
 def _is_one_patient(
     drafts: Drafts,
     files: list[Path],  # Images below folders that are named after modalities
@@ -704,7 +713,7 @@ def _is_one_patient(
             return False
     return bool(files)
 
-# %% ../../nbs/data/03b_sources.ipynb #c067
+# %% ../../nbs/data/03b_sources.ipynb #c069
 def _describe_layout(drafts: Drafts, layout: str, files: list[Path]) -> str:
     "What speaks for a layout, in words."
     example = relative_name(files[0], drafts.root)
@@ -728,7 +737,7 @@ def _choose_layout(drafts: Drafts, options: _Options) -> str:
         )
     return ranked[0]
 
-# %% ../../nbs/data/03b_sources.ipynb #c068
+# %% ../../nbs/data/03b_sources.ipynb #c070
 def _no_layout(drafts: Drafts, deeper: list[Path], unnamed: list[Path]) -> str:
     "The error for a folder in which no layout is recognised."
     text = (
@@ -749,10 +758,10 @@ def _no_layout(drafts: Drafts, deeper: list[Path], unnamed: list[Path]) -> str:
         text += f' There is a table here: read {tables[0]} instead if it names the images.'
     return text
 
-# %% ../../nbs/data/03b_sources.ipynb #c070
+# %% ../../nbs/data/03b_sources.ipynb #c072
 _MISSING = ['', 'NA', 'N/A', '#N/A', 'nan', 'NaN', 'null', '<NA>']
 
-# %% ../../nbs/data/03b_sources.ipynb #c071
+# %% ../../nbs/data/03b_sources.ipynb #c073
 def _read_text(path: Path) -> str:
     "The content of a CSV file."
     try:
@@ -765,7 +774,7 @@ def _read_text(path: Path) -> str:
         )
     return text
 
-# %% ../../nbs/data/03b_sources.ipynb #c072
+# %% ../../nbs/data/03b_sources.ipynb #c074
 def read_csv(
     path: Path,  # Separated by commas, semicolons or tabs
 ) -> pd.DataFrame:
@@ -784,7 +793,7 @@ def read_csv(
         raise CohortError(f'{path.name}: its lines have more fields than its header has names')
     return df
 
-# %% ../../nbs/data/03b_sources.ipynb #c073
+# %% ../../nbs/data/03b_sources.ipynb #c075
 def _with_unique_columns(df: pd.DataFrame) -> pd.DataFrame:
     "A table in which repeated columns are numbered: TEM, TEM.1, TEM.2, as in a CSV file."
     seen: Counter = Counter()
@@ -794,7 +803,7 @@ def _with_unique_columns(df: pd.DataFrame) -> pd.DataFrame:
         seen[column] += 1
     return df.set_axis(names, axis=1).reset_index(drop=True)
 
-# %% ../../nbs/data/03b_sources.ipynb #c074
+# %% ../../nbs/data/03b_sources.ipynb #c076
 def cell_text(
     cell,  # Any value of a table
 ) -> str | None:
@@ -805,7 +814,7 @@ def cell_text(
         cell = int(cell)  # whole numbers that a missing neighbour turned into floats
     return str(cell).strip() or None
 
-# %% ../../nbs/data/03b_sources.ipynb #c075
+# %% ../../nbs/data/03b_sources.ipynb #c077
 def _cell_names(
     cell,  # A list, or text with paths separated by | or ;
 ) -> list[str]:
@@ -817,7 +826,7 @@ def _cell_names(
         parts = text.split('|' if '|' in text else ';')
     return [part.strip() for part in parts if part.strip()]
 
-# %% ../../nbs/data/03b_sources.ipynb #c076
+# %% ../../nbs/data/03b_sources.ipynb #c078
 def _cell_paths(
     drafts: Drafts,  # Relative paths start from its root
     cell,  # A list, or text with paths separated by | or ;
@@ -841,7 +850,7 @@ def _exists(path: Path) -> bool:
     problem = file_problem(path)
     return problem is None or problem[0] != 'missing file'
 
-# %% ../../nbs/data/03b_sources.ipynb #c078
+# %% ../../nbs/data/03b_sources.ipynb #c080
 _FIELDS = ('patient', 'label', 'group', 'split', 'path', 'modality')
 _IMAGE_FIELDS = ('stain', 'antibody', 'nm_per_px', 'um_per_px', 'page', 'channel', 'region')
 _GROUP_WORDS = ('centre', 'center', 'site', 'hospital', 'institution', 'slide', 'scanner', 'block')
@@ -853,7 +862,7 @@ class _Columns(NamedTuple):
     fields: dict  # One of `_FIELDS` and `_IMAGE_FIELDS` → column
     headings: dict  # Column → what its name says about the images in it
 
-# %% ../../nbs/data/03b_sources.ipynb #c079
+# %% ../../nbs/data/03b_sources.ipynb #c081
 def _named_columns(
     drafts: Drafts,
     columns: Mapping,  # Field → the table's name or names for it, as the user gave it
@@ -878,7 +887,7 @@ def _named_columns(
                 found.fields[key] = column
     return found
 
-# %% ../../nbs/data/03b_sources.ipynb #c080
+# %% ../../nbs/data/03b_sources.ipynb #c082
 def _holds_images(
     cells: Iterable,  # Of a column
 ) -> bool:
@@ -888,7 +897,7 @@ def _holds_images(
     names = [name for _, cell in zip(range(200), filled) for name in _cell_names(cell)]
     return any(split_reference(name.replace('\\', '/')).file.suffix.lower() in suffixes for name in names)
 
-# %% ../../nbs/data/03b_sources.ipynb #c081
+# %% ../../nbs/data/03b_sources.ipynb #c083
 def _find_columns(
     drafts: Drafts,
     df: pd.DataFrame,  # The table, its columns distinct
@@ -915,7 +924,7 @@ def _find_columns(
     _report_unread(drafts, df, found, unread)
     return found
 
-# %% ../../nbs/data/03b_sources.ipynb #c082
+# %% ../../nbs/data/03b_sources.ipynb #c084
 def _column_heading(
     drafts: Drafts,
     df: pd.DataFrame,  # The table
@@ -929,7 +938,7 @@ def _column_heading(
     certain = not heading.unknown and not has_path
     return heading if certain or _holds_images(df[column]) else None
 
-# %% ../../nbs/data/03b_sources.ipynb #c084
+# %% ../../nbs/data/03b_sources.ipynb #c086
 def _report_unread(
     drafts: Drafts,
     df: pd.DataFrame,  # The table
@@ -953,7 +962,7 @@ def _report_unread(
     if notes:
         drafts.report('unread column', f'not read: {", ".join(notes)}', 'unused')
 
-# %% ../../nbs/data/03b_sources.ipynb #c085
+# %% ../../nbs/data/03b_sources.ipynb #c087
 def _is_possible_group(
     df: pd.DataFrame,  # The table
     found: _Columns,
@@ -966,7 +975,7 @@ def _is_possible_group(
         return False
     return 1 < df[column].nunique() < df[patient].nunique()
 
-# %% ../../nbs/data/03b_sources.ipynb #c088
+# %% ../../nbs/data/03b_sources.ipynb #c090
 def _number(
     text: str,  # A positive number, with a point or a comma
 ) -> float:
@@ -997,12 +1006,12 @@ def _scale_of_row(
         drafts.report('two scales', what, 'kept', draft.patient)
     return scales[0] if scales else None
 
-# %% ../../nbs/data/03b_sources.ipynb #c089
+# %% ../../nbs/data/03b_sources.ipynb #c091
 def differ(first: float, second: float) -> bool:
     "Whether two scales differ by more than 1 %."
     return abs(first - second) > 0.01 * max(first, second)
 
-# %% ../../nbs/data/03b_sources.ipynb #c090
+# %% ../../nbs/data/03b_sources.ipynb #c092
 def _tag_of_row(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -1023,7 +1032,7 @@ def _tag_of_row(
         drafts.report('two tags', what, 'kept', draft.patient)
     return tags[0] if tags else None
 
-# %% ../../nbs/data/03b_sources.ipynb #c091
+# %% ../../nbs/data/03b_sources.ipynb #c093
 def read_tag(
     drafts: Drafts,
     word: str,  # A stain or an antibody in any spelling
@@ -1040,7 +1049,7 @@ def read_tag(
         drafts.report('unknown tag', what, 'kept')
     return tag or (None if is_fluorophore(word) else word)
 
-# %% ../../nbs/data/03b_sources.ipynb #c092
+# %% ../../nbs/data/03b_sources.ipynb #c094
 def _selection_of_row(
     cells: Mapping,  # Field → text
 ) -> dict:  # For `reference`
@@ -1059,7 +1068,7 @@ def _selection_of_row(
         selection['region'] = tuple(int(n) for n in numbers)
     return selection
 
-# %% ../../nbs/data/03b_sources.ipynb #c093
+# %% ../../nbs/data/03b_sources.ipynb #c095
 def _select(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -1077,7 +1086,7 @@ def _select(
         drafts.report('page or region', f'{line}: {e}', 'left out: image', draft.patient, path)
         return None
 
-# %% ../../nbs/data/03b_sources.ipynb #c094
+# %% ../../nbs/data/03b_sources.ipynb #c096
 def _read_image_row(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -1103,7 +1112,7 @@ def _read_image_row(
             tag = _tag_of_row(drafts, draft, cells, slot, line)
             draft.images.append(SlotImage(slot, chosen, tag, scale))
 
-# %% ../../nbs/data/03b_sources.ipynb #c095
+# %% ../../nbs/data/03b_sources.ipynb #c097
 def _read_patient_row(
     drafts: Drafts,
     draft: Draft,  # Of the row's patient
@@ -1118,7 +1127,7 @@ def _read_patient_row(
             tag = read_tag(drafts, heading.unknown, f'column {column}')
         draft.images += [SlotImage(heading.slot, path, tag) for path in paths]
 
-# %% ../../nbs/data/03b_sources.ipynb #c096
+# %% ../../nbs/data/03b_sources.ipynb #c098
 def _check_columns(df: pd.DataFrame, columns: _Columns) -> None:
     "Raise a `CohortError` if the table lacks the columns of both forms."
     if 'patient' not in columns.fields:
@@ -1131,7 +1140,7 @@ def _check_columns(df: pd.DataFrame, columns: _Columns) -> None:
             f'the table has neither a path column nor any of OM, IM, TEM; it has {list(df.columns)}'
         )
 
-# %% ../../nbs/data/03b_sources.ipynb #c097
+# %% ../../nbs/data/03b_sources.ipynb #c099
 def _read_rows(
     drafts: Drafts,  # Without patients so far
     df: pd.DataFrame,  # One row per image, or one row per patient; indexed by number
@@ -1157,7 +1166,7 @@ def _read_rows(
             drafts.report('duplicate patient', what, 'kept', patient)
         _read_patient_row(drafts, draft, row, headings)
 
-# %% ../../nbs/data/03b_sources.ipynb #c098
+# %% ../../nbs/data/03b_sources.ipynb #c100
 def _select_split(
     drafts: Drafts,
     df: pd.DataFrame,  # The table
@@ -1183,7 +1192,7 @@ def _select_split(
         raise CohortError(f'split={split!r} is not in the table; it has {known}')
     return df[named == split]
 
-# %% ../../nbs/data/03b_sources.ipynb #c100
+# %% ../../nbs/data/03b_sources.ipynb #c102
 def read_table(
     table,  # CSV file or DataFrame: one row per image or one row per patient
     root=None,  # Folder that relative paths start from; default: the table's own folder
@@ -1205,7 +1214,7 @@ def read_table(
         _report_outside(drafts, 'path')
     return drafts
 
-# %% ../../nbs/data/03b_sources.ipynb #c101
+# %% ../../nbs/data/03b_sources.ipynb #c103
 def _base_folder(root, file: Path | None) -> Path:
     "The folder that relative paths in a table start from."
     if root is not None:
@@ -1220,7 +1229,7 @@ def _report_outside(drafts: Drafts, noun: str) -> None:
         what = f'outside {drafts.root}: {count_noun(len(outside), noun)}, e.g. {outside[0]}'
         drafts.report('outside', what, 'unused')
 
-# %% ../../nbs/data/03b_sources.ipynb #c106
+# %% ../../nbs/data/03b_sources.ipynb #c108
 def _label_tables(root: Path) -> list[Path]:
     "Tables in a folder that name patients and labels."
     tables = []
@@ -1235,7 +1244,7 @@ def _label_tables(root: Path) -> list[Path]:
             tables.append(path)
     return tables
 
-# %% ../../nbs/data/03b_sources.ipynb #c107
+# %% ../../nbs/data/03b_sources.ipynb #c109
 def _find_labels(
     drafts: Drafts,
     labels,  # As the user gave it
@@ -1260,7 +1269,7 @@ def _find_labels(
     drafts.report('labels', f'labels are read from {tables[0].name}', 'unused', file=tables[0])
     return read_csv(tables[0])
 
-# %% ../../nbs/data/03b_sources.ipynb #c108
+# %% ../../nbs/data/03b_sources.ipynb #c110
 def _add_labels(
     drafts: Drafts,
     df: pd.DataFrame,  # One row per patient, or several with the same label
@@ -1283,7 +1292,7 @@ def _add_labels(
         what = f'{count_noun(len(without), "patient")} of the table of labels without images here: {named}'
         drafts.report('labels', what, 'unused')
 
-# %% ../../nbs/data/03b_sources.ipynb #c109
+# %% ../../nbs/data/03b_sources.ipynb #c111
 _READERS: dict[str, Callable[[Drafts, _Options], list[Path]]] = {
     'class/patient': _read_class_folders,
     'patient': _read_patient_folders,
@@ -1291,7 +1300,7 @@ _READERS: dict[str, Callable[[Drafts, _Options], list[Path]]] = {
     'flat': _read_flat,
 }
 
-# %% ../../nbs/data/03b_sources.ipynb #c110
+# %% ../../nbs/data/03b_sources.ipynb #c112
 def read_folder(
     path,  # Folder with images in one of `LAYOUTS`
     layout: str | None = None,  # One of `LAYOUTS`; default: the one that is recognised
@@ -1311,6 +1320,7 @@ def read_folder(
     options = _Options(ids, {name.lower() for name in skip})
     drafts.layout = layout or _choose_layout(drafts, options)
     _report_loose(drafts, _READERS[drafts.layout](drafts, options))
+    _report_rest(drafts, options)
     table = _find_labels(drafts, labels)
     if table is not None:
         _add_labels(drafts, table, columns)
@@ -1320,7 +1330,29 @@ def read_folder(
     _report_outside(drafts, 'link')
     return drafts
 
-# %% ../../nbs/data/03b_sources.ipynb #c111
+# %% ../../nbs/data/03b_sources.ipynb #c114
+def _report_rest(drafts: Drafts, options: _Options) -> None:
+    "Report files with the name of a modality that were neither read nor reported, once for each folder."
+    done = {image.path for draft in drafts.patients.values() for image in draft.images}
+    done |= {drafts.root / problem.file for problem in drafts.problems if problem.file}
+    closing = [p for p in drafts.problems if p.action == 'left out: folder' or p.kind == 'hidden']
+    closed = {drafts.root / problem.file for problem in closing}
+    for place, folders, files in os.walk(drafts.root):
+        folder = Path(place)
+        folders[:] = sorted(f for f in folders if f.lower() not in options.skip and folder / f not in closed)
+        left = [folder / f for f in sorted(files) if _bears_modality(drafts, f) and folder / f not in done]
+        if left:
+            what = f'{count_noun(len(left), "file")} with the name of a modality in a place that is not read'
+            action = 'left out: folder' if len(left) > 1 else 'left out: image'
+            drafts.report('misplaced', what, action, file=folder if len(left) > 1 else left[0])
+
+
+def _bears_modality(drafts: Drafts, name: str) -> bool:
+    "Whether the name of a file, hidden or not, starts like that of an image."
+    is_other = name.startswith('._') or _is_text(Path(name))
+    return not is_other and slot_of(name.lstrip('.'), drafts.prefixes) is not None
+
+# %% ../../nbs/data/03b_sources.ipynb #c115
 def _check_options(layout: str | None, ids: str) -> None:
     "Raise a `CohortError` if an option of `read_folder` is none that exists."
     if ids not in ('name', 'class/name'):
@@ -1337,7 +1369,7 @@ def _report_loose(drafts: Drafts, files: Iterable[Path]) -> None:
         if bears and not _is_text(file):
             drafts.report('misplaced', 'an image outside any patient folder', 'left out: image', file=file)
 
-# %% ../../nbs/data/03b_sources.ipynb #c112
+# %% ../../nbs/data/03b_sources.ipynb #c116
 def image_tag(
     drafts: Drafts,
     draft: Draft,  # Of the image's patient
@@ -1353,7 +1385,7 @@ def modality_of(slot: str) -> str:
     "The modality of a slot: OM for both of its slots."
     return 'OM' if slot.startswith('OM') else slot
 
-# %% ../../nbs/data/03b_sources.ipynb #c117
+# %% ../../nbs/data/03b_sources.ipynb #c121
 def _headline(drafts: Drafts) -> str:
     "What was understood, in a sentence."
     images = Counter(modality_of(i.slot) for d in drafts.patients.values() for i in d.images)
@@ -1366,7 +1398,7 @@ def _headline(drafts: Drafts) -> str:
     n = len(drafts.problems)
     return text + (f'; {count_noun(n, "finding")}' if n else '')
 
-# %% ../../nbs/data/03b_sources.ipynb #c118
+# %% ../../nbs/data/03b_sources.ipynb #c122
 @dataclass(repr=False)
 class Preview:
     "What was understood of a folder; no image was opened."
@@ -1396,7 +1428,7 @@ class Preview:
         table = render('table.html', head=[*shown.columns], rows=shown.values.tolist(), css='dataframe')
         return f'<p>{escape(_headline(self.drafts))}</p>{table}'
 
-# %% ../../nbs/data/03b_sources.ipynb #c119
+# %% ../../nbs/data/03b_sources.ipynb #c123
 def preview_folder(
     path,  # Folder with images in one of `LAYOUTS`
     layout: str | None = None,  # One of `LAYOUTS`; default: the one that is recognised
