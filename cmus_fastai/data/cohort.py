@@ -103,7 +103,7 @@ def _check_images(
         usable = []
         for image in draft.images:
             result = results[image.path]
-            is_usable = result.kind in ('', 'several pages')
+            is_usable = getattr(result, 'is_usable', result.kind in ('', 'several pages'))
             if result.kind:
                 action = 'kept' if is_usable else 'left out: image'
                 drafts.report(result.kind, result.what, action, draft.patient, image.path)
