@@ -1279,16 +1279,22 @@ def _add_labels(
     fields, _ = found = _find_columns(drafts, df, columns)
     if 'patient' not in found.fields or 'label' not in found.fields:
         raise CohortError(f'labels: a table needs the columns patient and label; it has {list(df.columns)}')
-    without = {}
+    without: dict[str, None] = {}
     for row in df.to_dict('records'):
         patient, label = cell_text(row[fields['patient']]), cell_text(row[fields['label']])
         if patient in drafts.patients:
             group = cell_text(row[fields['group']]) if 'group' in fields else None
             drafts.patients[patient].add(label, group)
         elif patient is not None:
-            without[patient] = label
+            without[patient] = None
+    named = ', '.join(list(without)[:5]) + (', …' if len(without) > 5 else '')
+    if without and not any(draft.labels for draft in drafts.patients.values()):
+        here = ', '.join(list(drafts.patients)[:5])
+        raise CohortError(
+            f'{drafts.root}: the table of labels names other patients ({named}) than the folder ({here}). '
+            'If the table names the images too, read the table itself'
+        )
     if without:
-        named = ', '.join(list(without)[:5]) + (', …' if len(without) > 5 else '')
         what = f'{count_noun(len(without), "patient")} of the table of labels without images here: {named}'
         drafts.report('labels', what, 'unused')
 
