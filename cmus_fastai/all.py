@@ -5,6 +5,8 @@ from cmus_fastai.data.phantom import *
 from cmus_fastai.data.images import *
 from cmus_fastai.data.check import *
 from cmus_fastai.data.splits import *
+from cmus_fastai.data.tags import *
+from cmus_fastai.data.sources import *
 from cmus_fastai.data.cohort import *
 from cmus_fastai.data.bag import *
 from cmus_fastai.models.encoder import *

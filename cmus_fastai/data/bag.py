@@ -34,8 +34,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from ..core import MODALITIES, count_noun, digest, write_file
 from .check import CohortError
-from .cohort import Cohort, as_bag, check_same_classes, images_of, slot_of
+from .cohort import Cohort, as_bag, check_same_classes, images_of
 from .images import image_digest
+from .sources import slot_of
 from cmus_fastai.data.settings import (
     ImageSettings,
     image_settings,

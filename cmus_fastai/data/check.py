@@ -74,7 +74,33 @@ FIXES |= {
     'unread split': 'read one of them with split=',
 }
 
+# %% ../../nbs/data/02_check.ipynb #c014
+FIXES |= {
+    # folders and tables
+    'not a file': 'delete it, or replace it by the image itself',
+    'hidden': 'nothing to do if the images are old copies; else rename it without the dot in front',
+    'unused file': 'nothing to do; only images are read',
+    'outside': 'nothing to do; if the folder is copied elsewhere, these images stay behind',
+    'two modalities': 'move the file, or correct its name',
+    'labels': 'nothing to do; another table can be given as labels=',
+    'unread column': "nothing to do, or say what it holds with columns=, e.g. columns={'TEM': 'EM images'}",
+    'repeated column': 'give one of the two another name',
+    'possible group': 'if its patients must stay on one side of a split, name the column in group=',
+    'page or region': 'give page and channel as numbers from 0, and a region as x,y,w,h in pixels',
+}
+
 # %% ../../nbs/data/02_check.ipynb #c015
+FIXES |= {
+    # stains, antibodies and scales
+    'unknown tag': "correct the spelling, or add it with tags=, e.g. tags={'antibody': {'nephrin': ()}}",
+    'two tags': 'leave one of the two, in the name of the file or in the table',
+    'tag and modality': 'correct the tag or the modality: this microscope does not show it',
+    'unclear tag': 'if it is the antibody or the stain, say so in a column antibody or stain of a table',
+    'scale': 'give nm_per_px or um_per_px as a positive number without a unit',
+    'two scales': 'find out which one is right; a table can give it in a column nm_per_px',
+}
+
+# %% ../../nbs/data/02_check.ipynb #c017
 class Problems(list):
     "All findings while reading a cohort, as a list, a table or a text."
 
@@ -111,7 +137,7 @@ class Problems(list):
         "The findings as text: by kind, its fix once, then patient, file and what was done."
         return _format_problems(self, limit)
 
-# %% ../../nbs/data/02_check.ipynb #c016
+# %% ../../nbs/data/02_check.ipynb #c018
 def _format_problems(
     problems: list[Problem],
     limit: int | None,  # Lines for each kind; `None` for all
@@ -129,13 +155,13 @@ def _format_problems(
             lines.append(f'  … and {len(found) - limit} more')
     return '\n'.join(lines)
 
-# %% ../../nbs/data/02_check.ipynb #c017
+# %% ../../nbs/data/02_check.ipynb #c019
 def _line(problem: Problem) -> str:
     "One finding as one line."
     parts = (problem.patient, problem.file, problem.what, problem.action)
     return '  ' + ' | '.join(part for part in parts if part)
 
-# %% ../../nbs/data/02_check.ipynb #c023
+# %% ../../nbs/data/02_check.ipynb #c025
 class CohortError(ValueError):
     "The cohort cannot be used; `problems` holds the findings behind it."
 
@@ -148,6 +174,6 @@ class CohortError(ValueError):
         details = self.problems.text(limit=None)
         super().__init__(f'{message}\n{details}' if details else message)
 
-# %% ../../nbs/data/02_check.ipynb #c024
+# %% ../../nbs/data/02_check.ipynb #c026
 class CohortWarning(UserWarning):
     "Something was left out of a cohort, or its splits leak; the report has the details."
