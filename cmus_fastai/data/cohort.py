@@ -704,7 +704,7 @@ def _tag_columns(self: Cohort, df: pd.DataFrame) -> dict[str, int]:  # E.g. 'IM 
 # %% ../../nbs/data/04_cohort.ipynb #c072
 @patch
 def _facts(self: Cohort) -> list[str]:
-    "What is known of the images beyond their number: tags, scales, shapes."
+    "What is known of the images beyond their number: tags, scales and shapes, each in one line."
     facts = []
     for modality, counts in self.count_tags().groupby('modality', sort=False):
         if counts.tag.any():
@@ -713,7 +713,8 @@ def _facts(self: Cohort) -> list[str]:
     paths = [path for row in self for path in images_of(row)]
     scales = [self.scales[path] for path in paths if path in self.scales]
     if scales:
-        span = f'{min(scales):.3g} to {max(scales):.3g} nm per px'
+        low, high = f'{min(scales):.3g}', f'{max(scales):.3g}'
+        span = f'{low if low == high else f"{low} to {high}"} nm per px'
         facts.append(f'scale known for {len(scales)} of {len(paths)} images: {span}')
     checks = [self.checks[path] for path in paths if path in self.checks]
     sizes = [(getattr(check, 'width', None), getattr(check, 'height', None)) for check in checks]

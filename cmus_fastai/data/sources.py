@@ -29,7 +29,7 @@ from .tags import TAGS, canonical_tag, find_tag, is_fluorophore, merge_tags
 
 # %% ../../nbs/data/03b_sources.ipynb #c009
 # how the name of a file says what it shows: slot → prefixes, upper or lower case
-PREFIXES = {'OM': ('OM_',), 'OM-ori': ('OM-ori',), 'IM': ('IM', 'IF'), 'TEM': ('TEM',)}
+PREFIXES = {'OM': ('OM_', 'OM-', 'OM '), 'OM-ori': ('OM-ori',), 'IM': ('IM', 'IF'), 'TEM': ('TEM',)}
 
 # %% ../../nbs/data/03b_sources.ipynb #c010
 def _fits(
