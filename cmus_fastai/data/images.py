@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-import simplejpeg
+from fastcore.basics import patch
 from PIL import Image, ImageColor
 from ..core import digest
 from . import formats
@@ -34,14 +34,8 @@ from cmus_fastai.data.formats import (
 # %% ../../nbs/data/01_images.ipynb #c007
 # the page before this one defines these; they belong to reading an image
 _all_ = [
-    'FOREIGN_SUFFIXES',
-    'IMAGE_SUFFIXES',
-    'ImageError',
-    'Pixels',
-    'Reference',
-    'open_pixels',
-    'reference',
-    'split_reference',
+    'FOREIGN_SUFFIXES', 'IMAGE_SUFFIXES', 'ImageError', 'Pixels',
+    'Reference', 'open_pixels', 'reference', 'split_reference',
 ]
 
 # %% ../../nbs/data/01_images.ipynb #c011
@@ -162,28 +156,6 @@ def image_digest(
         raise error.named(path) from error
 
 # %% ../../nbs/data/01_images.ipynb #c023
-def _check_jpeg_end(
-    data: bytes,  # Content of a JPEG file
-) -> None:
-    "Raise `ImageError` if the marker at the end of the picture is missing."
-    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
-        raise ImageError('unreadable', 'damaged or truncated: the end of the JPEG is missing')
-
-
-def _decode_jpeg(
-    data: bytes,  # Content of a JPEG file
-    header: ImageHeader,
-) -> np.ndarray:  # [H,W] or [H,W,3] at an eighth of its size
-    "Decode a JPEG strictly, or raise `ImageError`."
-    colours = 'RGB' if header.open_image and header.open_image().mode == 'RGB' else 'GRAY'
-    small = dict(min_height=max(1, header.height // 8), min_width=max(1, header.width // 8), min_factor=1)
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colours, **small)
-    except ValueError as error:
-        raise ImageError('unreadable', f'damaged or truncated: {error}') from error
-    return pixels[..., 0] if colours == 'GRAY' else pixels
-
-# %% ../../nbs/data/01_images.ipynb #c024
 def _check_length(
     data: bytes,  # Content of the file
     header: ImageHeader,
@@ -191,7 +163,7 @@ def _check_length(
     "Raise `ImageError` if a file is shorter than it says, or a checksum is wrong."
     stated = None
     if header.format == 'JPEG':
-        _check_jpeg_end(data)
+        formats.check_jpeg_end(data)
     elif header.format == 'WEBP':
         stated = int.from_bytes(data[4:8], 'little') + 8
     elif header.format == 'BMP':
@@ -206,7 +178,7 @@ def _check_length(
         what = f'damaged or truncated: {len(data):,} of {stated:,} bytes'
         raise ImageError('unreadable', what)
 
-# %% ../../nbs/data/01_images.ipynb #c026
+# %% ../../nbs/data/01_images.ipynb #c025
 _ENDINGS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
     'PNG': ('.png',),
@@ -233,7 +205,7 @@ def _ending_note(
     is_wrong = suffix in IMAGE_SUFFIXES and suffix not in _ENDINGS.get(format, (suffix,))
     return f'the content is {format}, not {suffix}' if is_wrong else ''
 
-# %% ../../nbs/data/01_images.ipynb #c027
+# %% ../../nbs/data/01_images.ipynb #c026
 def _is_uniform(
     pixels: np.ndarray,  # [H,W] or [H,W,channels]
 ) -> bool:
@@ -251,7 +223,7 @@ def _check_blank(
     if _is_uniform(values):
         raise ImageError('blank image', f'every pixel is {values[0, 0].tolist()}')
 
-# %% ../../nbs/data/01_images.ipynb #c028
+# %% ../../nbs/data/01_images.ipynb #c027
 def _decode_for_check(
     data: bytes,  # Content of the file
     header: ImageHeader,
@@ -259,13 +231,15 @@ def _decode_for_check(
 ) -> Pixels:
     "Decode every pixel of a file; a JPEG that is sound is given at an eighth of its size."
     if header.format == 'JPEG':
-        small = _decode_jpeg(data, header)
+        colours = 'RGB' if header.open_image and header.open_image().mode == 'RGB' else 'GRAY'
+        sides = dict(min_height=max(1, header.height // 8), min_width=max(1, header.width // 8))
+        small = formats.check_jpeg(data, colours, min_factor=1, **sides)
         # fine detail can average out in a reduced image, so the full one decides
         if not wanted.selection and header.pages == 1 and not _is_uniform(small):
             return Pixels(small, None, None, None, 1, header.channels, 'JPEG')
     return formats.decode_pixels(header, wanted)
 
-# %% ../../nbs/data/01_images.ipynb #c029
+# %% ../../nbs/data/01_images.ipynb #c028
 def _displayed_size(
     header: ImageHeader,
     wanted: Reference,
@@ -283,7 +257,7 @@ def _notes(
     doubts: tuple[str, ...],  # What a decoder said
 ) -> tuple[str, str]:  # Kind and words, '' if there is nothing to say
     "All that should be known about a sound file."
-    found = {kind: '' for kind in NOTES}
+    found = dict.fromkeys(NOTES, '')
     if header.pages > 1 and wanted.page is None:
         found['several pages'] = f'{header.pages} pages in one file; page 0 is read, file#page=1 is the next'
     found['doubtful file'] = '; '.join(doubts)
@@ -291,7 +265,7 @@ def _notes(
     kinds = [kind for kind in NOTES if found[kind]]
     return (kinds[0] if kinds else '', '; '.join(found[kind] for kind in kinds))
 
-# %% ../../nbs/data/01_images.ipynb #c030
+# %% ../../nbs/data/01_images.ipynb #c029
 def _check_bytes(
     data: bytes,  # Content of the file
     wanted: Reference,
@@ -318,7 +292,7 @@ def _check_bytes(
         return ImageCheck('', 'unreadable', f'damaged or truncated: {error}', **facts)
     return ImageCheck('', *_notes(header, wanted, doubts), **facts)
 
-# %% ../../nbs/data/01_images.ipynb #c031
+# %% ../../nbs/data/01_images.ipynb #c030
 def _check_slide(
     wanted: Reference,  # With a region
 ) -> ImageCheck:
@@ -333,7 +307,7 @@ def _check_slide(
         return ImageCheck(_digest_pixels(pixels), error.kind, error.finding, **facts)
     return ImageCheck(_digest_pixels(pixels), **facts)
 
-# %% ../../nbs/data/01_images.ipynb #c032
+# %% ../../nbs/data/01_images.ipynb #c031
 def check_image(
     path: str | Path,  # Image reference
     check: str = 'full',  # 'full' decodes every pixel, 'fast' reads the bytes and the header
@@ -350,7 +324,7 @@ def check_image(
     except ImageError as error:
         return ImageCheck(found, error.kind, error.finding)
 
-# %% ../../nbs/data/01_images.ipynb #c038
+# %% ../../nbs/data/01_images.ipynb #c037
 @dataclass(frozen=True)
 class Intensity:
     "How values of more than 8 bits become 8: black and white for each type of values."
@@ -383,32 +357,37 @@ class Intensity:
             return stated
         return next(((low, high) for name, low, high in self.scales if name == dtype), None)
 
-    def clipped(
-        self,
-        check: ImageCheck,  # Of any image
-    ) -> bool:
-        "Whether an image has values beyond the full scale, which are clipped."
-        scale = self.scale(check.dtype, check.scale)
-        if scale is None or check.low is None or check.high is None:
-            return False
-        return check.low < scale[0] or check.high > scale[1]
+# %% ../../nbs/data/01_images.ipynb #c038
+@patch
+def clipped(
+    self: Intensity,
+    check: ImageCheck,  # Of any image
+) -> bool:
+    "Whether an image has values beyond the full scale, which are clipped."
+    scale = self.scale(check.dtype, check.scale)
+    if scale is None or check.low is None or check.high is None:
+        return False
+    return check.low < scale[0] or check.high > scale[1]
 
-    def to_json(self) -> str:
-        "The rule as JSON."
-        scales = {dtype: [low, high] for dtype, low, high in self.scales}
-        return json.dumps(dict(scales=scales, use_metadata=self.use_metadata))
+# %% ../../nbs/data/01_images.ipynb #c039
+@patch
+def to_json(self: Intensity) -> str:
+    "The rule as JSON."
+    scales = {dtype: [low, high] for dtype, low, high in self.scales}
+    return json.dumps(dict(scales=scales, use_metadata=self.use_metadata))
 
-    @classmethod
-    def from_json(
-        cls,
-        text: str,  # From `to_json`
-    ) -> 'Intensity':
-        "The rule that was written as JSON."
-        kept = json.loads(text)
-        scales = tuple((dtype, float(low), float(high)) for dtype, (low, high) in kept['scales'].items())
-        return cls(scales, bool(kept['use_metadata']))
 
-# %% ../../nbs/data/01_images.ipynb #c042
+@patch(cls_method=True)
+def from_json(
+    cls: Intensity,
+    text: str,  # From `to_json`
+) -> Intensity:
+    "The rule that was written as JSON."
+    kept = json.loads(text)
+    scales = tuple((dtype, float(low), float(high)) for dtype, (low, high) in kept['scales'].items())
+    return cls(scales, bool(kept['use_metadata']))
+
+# %% ../../nbs/data/01_images.ipynb #c043
 _FLUORESCENCE = {'green': (0, 255, 0), 'red': (255, 0, 0), 'blue': (0, 0, 255)}
 
 
@@ -424,7 +403,7 @@ def _tint(
     levels = np.arange(256)[:, None] * np.asarray(colour)[None]
     return ((levels + 127) // 255).astype(np.uint8)[rgb[..., 0]]
 
-# %% ../../nbs/data/01_images.ipynb #c043
+# %% ../../nbs/data/01_images.ipynb #c044
 def _flatten(
     image: Image.Image,  # 8 bits, of any mode
     background: tuple[int, int, int],  # Colour behind transparent pixels
@@ -449,7 +428,7 @@ def _apply_intensity(
     low, high = _range(values)
     return to_8_bits(values, scale or guess_scale(values.dtype, low, high))
 
-# %% ../../nbs/data/01_images.ipynb #c044
+# %% ../../nbs/data/01_images.ipynb #c045
 def _to_picture(
     pixels: Pixels,
     intensity: Intensity,
@@ -464,7 +443,7 @@ def _to_picture(
     image.putalpha(Image.fromarray(np.ascontiguousarray(pixels.alpha)))
     return _flatten(image, background)
 
-# %% ../../nbs/data/01_images.ipynb #c046
+# %% ../../nbs/data/01_images.ipynb #c047
 class _Picture(NamedTuple):
     "An 8-bit picture before it is resized."
 
@@ -485,7 +464,7 @@ def _decode_common(
         file.load()
         return _Picture(_flatten(file, background), draft[1] if draft else None, header.orientation)
 
-# %% ../../nbs/data/01_images.ipynb #c047
+# %% ../../nbs/data/01_images.ipynb #c048
 class ReadOptions(NamedTuple):
     "How an image is read, see `read_image`."
 
@@ -512,13 +491,13 @@ def _read_picture(
     _check_expected(expected, _digest_selection(data, wanted) if expected else '')
     header = formats.read_header(data, wanted.page or 0)
     if header.format == 'JPEG':
-        _check_jpeg_end(data)
+        formats.check_jpeg_end(data)
     if header.open_image is not None and not wanted.selection:
         return _decode_common(header, options.size, options.background)
     pixels = formats.decode_pixels(header, wanted)
     return _Picture(_to_picture(pixels, intensity, options.background))
 
-# %% ../../nbs/data/01_images.ipynb #c048
+# %% ../../nbs/data/01_images.ipynb #c049
 def _check_expected(
     expected: str | None,  # Digest that the image must have, `None` for any
     found: str,  # Digest that it has
@@ -528,7 +507,7 @@ def _check_expected(
         fix = 'Read the cohort again.'
         raise ImageError('changed file', 'it has changed since the cohort was read', fix)
 
-# %% ../../nbs/data/01_images.ipynb #c049
+# %% ../../nbs/data/01_images.ipynb #c050
 def read_image(
     path: str | Path | io.IOBase,  # Image reference, or a file object opened for reading bytes
     size: int | None = None,  # Side of the square result in px; `None` keeps the image's own size
