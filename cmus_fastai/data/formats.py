@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SLIDE_SUFFIXES', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'MAX_BYTES', 'MAX_PIXELS', 'LARGEST_PIXEL', 'Reference',
            'split_reference', 'reference', 'ImageError', 'check_size', 'read_bytes', 'Samples', 'ImageHeader', 'Pixels',
-           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'identify_format', 'read_header', 'check_selection',
-           'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
+           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'invert', 'identify_format', 'read_header',
+           'check_selection', 'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
 
 # %% ../../nbs/data/01b_formats.ipynb #c006
 import importlib
@@ -256,6 +256,7 @@ class Samples(NamedTuple):
 
     values: np.ndarray  # [H,W] or [H,W,channels]
     alpha: np.ndarray | None = None  # Opacity [H,W], 0 to 255
+    inverted: bool = False  # Larger is darker
 
 
 @dataclass
@@ -289,6 +290,7 @@ class Pixels(NamedTuple):
     channels: int  # Channels in the file
     format: str  # 'JPEG', 'TIFF', 'DICOM', …
     notes: tuple[str, ...] = ()  # What is doubtful about the file
+    inverted: bool = False  # Larger is darker, see `invert`
 
     @property
     def bits(self) -> int:
@@ -393,7 +395,7 @@ def _decode_deep_png(
     "A PNG with 16 bits per sample."
     image = _open_common(data)
     if image.mode.startswith('I'):
-        return Samples(np.asarray(image))
+        return Samples(np.asarray(image).astype(np.uint16))
     image.verify()  # its checksums
     pixels = _load_package('imagecodecs', 'formats', 'PNG colour of 16 bits').png_decode(data)
     colours = 1 if pixels.shape[-1] == 2 else 3
@@ -650,17 +652,20 @@ def _turn_back(
     return turn_upright(values, {6: 8, 8: 6}.get(orientation, orientation))
 
 # %% ../../nbs/data/01b_formats.ipynb #c057
-def _invert(
+def invert(
     values: np.ndarray,  # Larger is darker
     scale: tuple[float, float] | None,  # Full scale, if it is known
-) -> np.ndarray:  # Larger is brighter
+) -> Samples:  # Larger is brighter, or marked as `inverted`
     "Exchange black and white within the full scale."
+    if values.dtype == np.uint8:
+        return Samples(255 - values)
+    if scale is None:
+        return Samples(values, inverted=True)
     if values.dtype.kind == 'f':
-        low, high = scale or (0.0, max(1.0, float(np.nanmax(values))))
-        return (low + high - values).astype(values.dtype)
+        return Samples((scale[0] + scale[1] - values).astype(values.dtype))
     info = np.iinfo(values.dtype)
-    total = int(scale[0] + scale[1]) if scale else info.min + info.max
-    return np.clip(total - values.astype(np.int64), info.min, info.max).astype(values.dtype)
+    turned = int(scale[0] + scale[1]) - values.astype(np.int64)
+    return Samples(np.clip(turned, info.min, info.max).astype(values.dtype))
 
 # %% ../../nbs/data/01b_formats.ipynb #c058
 def _expand_bits(
@@ -695,8 +700,8 @@ def _interpret(
         values = _expand_bits(values, bits)
     colours, alpha = _split_alpha(values, page)
     if photometric == 0:
-        colours = _invert(colours, scale)
-    elif photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
+        return invert(colours, scale)._replace(alpha=alpha)
+    if photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
         colours = np.asarray(Image.fromarray(np.ascontiguousarray(colours), 'CMYK').convert('RGB'))
     elif photometric not in (1, 2, _YCBCR, 32803):
         name = getattr(photometric, 'name', photometric)
@@ -977,9 +982,7 @@ def _decode_dicom(
         return Samples(pixels.apply_color_lut(values, ds))
     if values.ndim == 2:
         values = pixels.apply_modality_lut(values, ds)
-    if kind == 'MONOCHROME1':
-        values = _invert(values, _dicom_scale(ds))
-    return Samples(values)
+    return invert(values, _dicom_scale(ds)) if kind == 'MONOCHROME1' else Samples(values)
 
 # %% ../../nbs/data/01b_formats.ipynb #c075
 def _dicom_header(
@@ -1238,7 +1241,7 @@ def decode_pixels(
     "Decode the pixels that a reference selects, or raise `ImageError`."
     check_selection(header, wanted)
     try:
-        values, alpha = header.decode(wanted.page or 0, wanted.channel)
+        values, alpha, inverted = header.decode(wanted.page or 0, wanted.channel)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise errors of many types; all are reported
@@ -1251,7 +1254,7 @@ def decode_pixels(
     if alpha is not None:
         alpha = _cut_region(turn_upright(alpha, header.orientation), wanted.region)
     facts = (header.scale, header.nm_per_px, header.pages, header.channels, header.format)
-    return Pixels(values, alpha, *facts, header.notes)
+    return Pixels(values, alpha, *facts, header.notes, inverted)
 
 # %% ../../nbs/data/01b_formats.ipynb #c092
 def is_slide_region(

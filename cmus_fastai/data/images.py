@@ -59,10 +59,8 @@ def guess_scale(
         return -128.0, 127.0
     if kind.kind == 'f':
         return (0.0, 1.0) if low >= 0 and high <= 1 else (float(low), float(high))
-    depths = [depth for depth in (*_DEPTHS, 15) if high < 2**depth and depth <= kind.itemsize * 8]
-    white = 2.0 ** min(depths) - 1 if depths else float(high)
-    if kind == np.int16:
-        white = min(white, 32767.0)
+    depths = (8, 10, 12, 14, 15) if kind == np.int16 else _DEPTHS
+    white = next((2.0**depth - 1 for depth in depths if high < 2**depth), float(high))
     return min(0.0, float(low)), white
 
 # %% ../../nbs/data/01_images.ipynb #c012
@@ -172,8 +170,6 @@ def _check_length(
         formats.check_jpeg_end(data)
     elif header.format == 'WEBP':
         stated = int.from_bytes(data[4:8], 'little') + 8
-    elif header.format == 'BMP':
-        stated = int.from_bytes(data[2:6], 'little')
     elif header.format == 'JPEG2000' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\x93'):
         raise ImageError('unreadable', 'damaged or truncated: the end of the codestream is missing')
     elif header.format == 'GIF' and b';' not in data[-16:]:
@@ -443,7 +439,8 @@ def _apply_intensity(
         return values
     scale = intensity.scale(values.dtype.name, pixels.scale)
     low, high = _range(values)
-    return to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    levels = to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    return 255 - levels if pixels.inverted else levels
 
 # %% ../../nbs/data/01_images.ipynb #c045
 def _to_picture(
