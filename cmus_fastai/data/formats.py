@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SLIDE_SUFFIXES', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'MAX_BYTES', 'MAX_PIXELS', 'LARGEST_PIXEL', 'Reference',
            'split_reference', 'reference', 'ImageError', 'check_size', 'read_bytes', 'Samples', 'ImageHeader', 'Pixels',
-           'turn_upright', 'to_nm', 'identify_format', 'read_header', 'check_selection', 'decode_pixels',
-           'is_slide_region', 'read_slide', 'open_pixels']
+           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'invert', 'identify_format', 'read_header',
+           'check_selection', 'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
 
 # %% ../../nbs/data/01b_formats.ipynb #c006
 import importlib
@@ -21,12 +21,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 from xml.etree import ElementTree
 import numpy as np
+import simplejpeg
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
@@ -79,10 +80,11 @@ def _parse_selection(
     found: dict = {}
     for part in text.split('&'):
         match = _PART.fullmatch(part)
-        if not match or match.lastgroup in found:
+        name = match.lastgroup if match else None
+        if match is None or name is None or name in found:
             return None
-        numbers = tuple(int(number) for number in re.findall(r'\d+', match[match.lastgroup]))
-        found[match.lastgroup] = numbers if match.lastgroup == 'region' else numbers[0]
+        numbers = tuple(int(number) for number in re.findall(r'\d+', match[name]))
+        found[name] = numbers if name == 'region' else numbers[0]
     return found
 
 # %% ../../nbs/data/01b_formats.ipynb #c014
@@ -215,19 +217,23 @@ def _open_regular(
     file: Path,  # Any path
 ) -> tuple[io.FileIO, int]:  # Open file and its size in bytes
     "Open a regular file without waiting, or raise `ImageError`."
+    not_a_file = ImageError('not a file', 'a folder, a pipe or a device', 'Put an image file in its place.')
+    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
     try:
-        flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
-        handle = io.FileIO(os.open(file, flags)) if not file.is_dir() else None
+        if file.is_dir():  # Windows cannot open one
+            raise not_a_file
+        handle = io.FileIO(os.open(file, flags))
     except FileNotFoundError as error:
         raise ImageError('missing file', 'there is no such file', 'Correct the path.') from error
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise ImageError('unreadable', f'cannot be read from disk: {reason}') from error
-    status = os.fstat(handle.fileno()) if handle else None
-    if status is None or not stat.S_ISREG(status.st_mode):
-        if handle:
-            handle.close()
-        raise ImageError('not a file', 'a folder, a pipe or a device', 'Put an image file in its place.')
+    status = os.fstat(handle.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        handle.close()
+        raise not_a_file
     return handle, status.st_size
 
 # %% ../../nbs/data/01b_formats.ipynb #c027
@@ -250,6 +256,7 @@ class Samples(NamedTuple):
 
     values: np.ndarray  # [H,W] or [H,W,channels]
     alpha: np.ndarray | None = None  # Opacity [H,W], 0 to 255
+    inverted: bool = False  # Larger is darker
 
 
 @dataclass
@@ -283,6 +290,7 @@ class Pixels(NamedTuple):
     channels: int  # Channels in the file
     format: str  # 'JPEG', 'TIFF', 'DICOM', …
     notes: tuple[str, ...] = ()  # What is doubtful about the file
+    inverted: bool = False  # Larger is darker, see `invert`
 
     @property
     def bits(self) -> int:
@@ -349,17 +357,24 @@ def _grey_or_rgb(image: Image.Image) -> str:
 # %% ../../nbs/data/01b_formats.ipynb #c037
 def _read_orientation(
     image: Image.Image,
-) -> int:  # 1 to 8; 1 if there is none
+) -> tuple[int, tuple[str, ...]]:  # 1 to 8, 1 if there is none; what is doubtful
     "The orientation that a picture's EXIF data give."
     try:
         orientation = image.getexif().get(0x0112, 1)
     except MemoryError:
         raise
     except Exception as error:  # damaged EXIF raises errors of many types
-        raise ImageError('unreadable', f'damaged EXIF data: {error}') from error
-    return orientation if orientation in range(1, 9) else 1
+        return 1, (f'its EXIF data are damaged ({error}), so it may lie on its side',)
+    return (orientation if orientation in range(1, 9) else 1), ()
 
 # %% ../../nbs/data/01b_formats.ipynb #c038
+def _open_common(
+    data: bytes,  # Content of the file
+) -> Image.Image:
+    "Open a common picture with Pillow."
+    return Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
+
+# %% ../../nbs/data/01b_formats.ipynb #c039
 def _png_chunk(
     data: bytes,  # Content of a PNG file
     name: bytes,  # Type of the chunk, e.g. b'sBIT'
@@ -378,16 +393,17 @@ def _decode_deep_png(
     data: bytes,  # Content of a PNG file with 16 bits per sample
 ) -> Samples:
     "A PNG with 16 bits per sample."
-    torch = importlib.import_module('torch')
-    torchvision = importlib.import_module('torchvision.io')
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    pixels = torchvision.decode_png(buffer, torchvision.ImageReadMode.UNCHANGED).numpy()
-    colours = 1 if len(pixels) < 3 else 3
-    values = pixels[0] if colours == 1 else pixels[:3].transpose(1, 2, 0)
-    alpha = (pixels[-1] >> 8).astype(np.uint8) if len(pixels) > colours else None
+    image = _open_common(data)
+    if image.mode.startswith('I'):
+        return Samples(np.asarray(image).astype(np.uint16))
+    image.verify()  # its checksums
+    pixels = _load_package('imagecodecs', 'formats', 'PNG colour of 16 bits').png_decode(data)
+    colours = 1 if pixels.shape[-1] == 2 else 3
+    values = pixels[..., 0] if colours == 1 else pixels[..., :3]
+    alpha = (pixels[..., -1] >> 8).astype(np.uint8) if pixels.shape[-1] > colours else None
     return Samples(values, alpha)
 
-# %% ../../nbs/data/01b_formats.ipynb #c039
+# %% ../../nbs/data/01b_formats.ipynb #c040
 def _jp2_depth(
     data: bytes,  # Content of a JPEG 2000 file
 ) -> int:  # Bits of the first component
@@ -409,14 +425,7 @@ def _decode_deep_jp2(
     pixels = imagecodecs.jpeg2k_decode(data)
     return Samples(pixels[..., :3])
 
-# %% ../../nbs/data/01b_formats.ipynb #c040
-def _open_common(
-    data: bytes,  # Content of the file
-) -> Image.Image:
-    "Open a common picture with Pillow."
-    return Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS)
-
-
+# %% ../../nbs/data/01b_formats.ipynb #c041
 def _pillow_decoder(
     data: bytes,  # Content of the file
     depth: int,  # Bits of a sample
@@ -436,7 +445,7 @@ def _pillow_decoder(
 
     return decode
 
-# %% ../../nbs/data/01b_formats.ipynb #c041
+# %% ../../nbs/data/01b_formats.ipynb #c042
 def _pillow_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -451,6 +460,7 @@ def _pillow_header(
     elif image.format == 'JPEG2000':
         depth = _jp2_depth(data)
         scale = (0.0, 2.0**depth - 1) if depth > 8 else None
+    orientation, notes = _read_orientation(image)
     is_colour = _grey_or_rgb(image) == 'RGB' and not image.mode.startswith(('I', 'F'))
     return ImageHeader(
         format='JPEG' if image.format == 'MPO' else image.format or '',
@@ -462,11 +472,12 @@ def _pillow_header(
         channels=3 if is_colour else 1,
         is_colour=is_colour,
         scale=scale,
-        orientation=_read_orientation(image),
+        orientation=orientation,
+        notes=notes,
         open_image=partial(_open_common, data) if depth <= 8 else None,
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c043
+# %% ../../nbs/data/01b_formats.ipynb #c044
 class _Planes(NamedTuple):
     "Planes of equal kind in a TIFF file, by page and channel."
 
@@ -483,13 +494,12 @@ def _samples_last(
     "Bring a plane's samples to the last axis."
     return np.moveaxis(plane, 0, -1) if axes == 'SYX' else plane
 
-# %% ../../nbs/data/01b_formats.ipynb #c044
+# %% ../../nbs/data/01b_formats.ipynb #c045
 def _directory_planes(
     tif: tifffile.TiffFile,
 ) -> list[_Planes]:
     "Each image directory of a file as a page of its own, without reduced copies."
-    pages = [tif.pages[i] for i in range(len(tif.pages))]
-    pages = [page.aspage() if isinstance(page, tifffile.TiffFrame) else page for page in pages]
+    pages = [tif.pages[i].aspage() for i in range(len(tif.pages))]
     whole = [page for page in pages if not page.is_reduced and not page.is_mask] or pages
 
     def one(page: tifffile.TiffPage) -> _Planes:
@@ -497,7 +507,7 @@ def _directory_planes(
 
     return [one(page) for page in whole]
 
-# %% ../../nbs/data/01b_formats.ipynb #c045
+# %% ../../nbs/data/01b_formats.ipynb #c046
 def _series_planes(
     tif: tifffile.TiffFile,
     series: tifffile.TiffPageSeries,  # Whose axes are known
@@ -511,20 +521,20 @@ def _series_planes(
     paged = [n for i, n in enumerate(outer) if i != channel_axis]
 
     def get(page: int, channel: int) -> np.ndarray:
-        index = list(np.unravel_index(page, paged)) if paged else []
+        index = [int(i) for i in np.unravel_index(page, paged)] if paged else []
         if channel_axis >= 0:
             index.insert(channel_axis, channel)
         number = int(np.ravel_multi_index(index, outer)) if index else 0
-        if len(series) == math.prod(outer) and series.pages[number] is not None:
-            page_of_plane = series.pages[number]
-            plane = _decode_page(tif, page_of_plane.aspage())
+        directory = series.pages[number] if len(series) == math.prod(outer) else None
+        if directory is not None:
+            plane = _decode_page(tif, directory.aspage())
         else:  # several planes in one directory
             plane = series.asarray().reshape(-1, *series.shape[len(axes) :])[number]
         return _samples_last(plane, inner)
 
     return _Planes(math.prod(paged), channels, series.keyframe, get)
 
-# %% ../../nbs/data/01b_formats.ipynb #c046
+# %% ../../nbs/data/01b_formats.ipynb #c047
 def _planes(
     tif: tifffile.TiffFile,
 ) -> list[_Planes]:
@@ -535,7 +545,7 @@ def _planes(
         return [_series_planes(tif, series) for series in usable]
     return _directory_planes(tif)
 
-# %% ../../nbs/data/01b_formats.ipynb #c048
+# %% ../../nbs/data/01b_formats.ipynb #c049
 _JPEG = (6, 7)  # values of the TIFF tag Compression
 _YCBCR = 6  # value of the tag PhotometricInterpretation
 
@@ -561,7 +571,29 @@ def _check_strips(
         what = f'damaged or truncated: {sum(counts):,} of {needed:,} bytes of pixels'
         raise ImageError('unreadable', what)
 
-# %% ../../nbs/data/01b_formats.ipynb #c050
+# %% ../../nbs/data/01b_formats.ipynb #c052
+def check_jpeg_end(
+    data: bytes,  # A JPEG picture
+) -> None:
+    "Raise `ImageError` if the marker at the end of the picture is missing."
+    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
+        raise ImageError('unreadable', 'damaged or truncated: the end of the JPEG is missing')
+
+
+def check_jpeg(
+    data: bytes,  # A JPEG picture
+    colours: str = 'GRAY',  # 'GRAY' or 'RGB'
+    **options,  # Of `simplejpeg.decode_jpeg`, e.g. a smaller size
+) -> np.ndarray:  # [H,W] or [H,W,3]
+    "Decode a JPEG strictly, or raise `ImageError`."
+    check_jpeg_end(data)
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, **options)
+    except ValueError as error:
+        raise ImageError('unreadable', f'damaged or truncated: {error}') from error
+    return pixels[..., 0] if colours == 'GRAY' else pixels
+
+# %% ../../nbs/data/01b_formats.ipynb #c053
 def _pillow_can(page: tifffile.TiffPage) -> bool:
     "Whether Pillow decodes a TIFF page to its true values."
     is_colour = page.photometric in (2, _YCBCR) and page.samplesperpixel == 3 and page.bitspersample == 8
@@ -575,13 +607,17 @@ def _decode_with_pillow(
 ) -> np.ndarray:  # [H,W] or [H,W,3], in the file's orientation
     "Decode a TIFF page that `_pillow_can`."
     tif.filehandle.seek(0)
-    with Image.open(io.BytesIO(tif.filehandle.read())) as image:
+    data = tif.filehandle.read()
+    if page.compression == 7:
+        for offset, count in zip(page.dataoffsets, page.databytecounts):
+            check_jpeg((page.jpegtables or b'\xff\xd8\xff\xd9')[:-2] + data[offset + 2 : offset + count])
+    with Image.open(io.BytesIO(data)) as image:
         image.seek(page.index)
         image.load()  # upright already
         image = image if image.mode == 'L' or image.mode.startswith('I') else image.convert('RGB')
         return np.asarray(image)
 
-# %% ../../nbs/data/01b_formats.ipynb #c051
+# %% ../../nbs/data/01b_formats.ipynb #c054
 def _decode_page(
     tif: tifffile.TiffFile,
     page: tifffile.TiffPage,
@@ -601,7 +637,7 @@ def _decode_page(
     upright = _decode_with_pillow(tif, page)
     return _turn_back(upright, _orientation_of(page))
 
-# %% ../../nbs/data/01b_formats.ipynb #c052
+# %% ../../nbs/data/01b_formats.ipynb #c055
 def _orientation_of(page: tifffile.TiffPage) -> int:
     "The value of a TIFF page's orientation tag."
     orientation = page.tags.valueof(274, 1)
@@ -615,20 +651,23 @@ def _turn_back(
     "The inverse of `turn_upright`."
     return turn_upright(values, {6: 8, 8: 6}.get(orientation, orientation))
 
-# %% ../../nbs/data/01b_formats.ipynb #c054
-def _invert(
+# %% ../../nbs/data/01b_formats.ipynb #c057
+def invert(
     values: np.ndarray,  # Larger is darker
     scale: tuple[float, float] | None,  # Full scale, if it is known
-) -> np.ndarray:  # Larger is brighter
+) -> Samples:  # Larger is brighter, or marked as `inverted`
     "Exchange black and white within the full scale."
+    if values.dtype == np.uint8:
+        return Samples(255 - values)
+    if scale is None:
+        return Samples(values, inverted=True)
     if values.dtype.kind == 'f':
-        low, high = scale or (0.0, max(1.0, float(np.nanmax(values))))
-        return (low + high - values).astype(values.dtype)
+        return Samples((scale[0] + scale[1] - values).astype(values.dtype))
     info = np.iinfo(values.dtype)
-    total = int(scale[0] + scale[1]) if scale else info.min + info.max
-    return np.clip(total - values.astype(np.int64), info.min, info.max).astype(values.dtype)
+    turned = int(scale[0] + scale[1]) - values.astype(np.int64)
+    return Samples(np.clip(turned, info.min, info.max).astype(values.dtype))
 
-# %% ../../nbs/data/01b_formats.ipynb #c055
+# %% ../../nbs/data/01b_formats.ipynb #c058
 def _expand_bits(
     values: np.ndarray,  # Values of less than 8 bits
     bits: int,  # Depth
@@ -647,7 +686,7 @@ def _look_up(
         raise ImageError('unreadable', 'damaged: a pixel points outside of the palette')
     return (colours >> 8).astype(np.uint8).T[values]
 
-# %% ../../nbs/data/01b_formats.ipynb #c056
+# %% ../../nbs/data/01b_formats.ipynb #c059
 def _interpret(
     values: np.ndarray,  # [H,W] or [H,W,S], as decoded
     page: tifffile.TiffPage,  # Where they are from
@@ -661,15 +700,15 @@ def _interpret(
         values = _expand_bits(values, bits)
     colours, alpha = _split_alpha(values, page)
     if photometric == 0:
-        colours = _invert(colours, scale)
-    elif photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
+        return invert(colours, scale)._replace(alpha=alpha)
+    if photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
         colours = np.asarray(Image.fromarray(np.ascontiguousarray(colours), 'CMYK').convert('RGB'))
     elif photometric not in (1, 2, _YCBCR, 32803):
         name = getattr(photometric, 'name', photometric)
         raise ImageError('unreadable', f'TIFF pixels of the kind {name}', 'Export it as RGB or grey.')
     return Samples(colours, alpha)
 
-# %% ../../nbs/data/01b_formats.ipynb #c057
+# %% ../../nbs/data/01b_formats.ipynb #c060
 _ALPHA = (1, 2)  # values of the TIFF tag ExtraSamples: opacity, with colours multiplied by it or not
 
 
@@ -693,7 +732,7 @@ def _split_alpha(
         colours = np.clip(np.round(colours * (full / divisor)), 0, full).astype(values.dtype)
     return colours, (opacity >> (8 * values.dtype.itemsize - 8)).astype(np.uint8)
 
-# %% ../../nbs/data/01b_formats.ipynb #c059
+# %% ../../nbs/data/01b_formats.ipynb #c062
 def _tiff_scale(
     page: tifffile.TiffPage,
     ome: dict[str, str],  # Attributes of OME's element Pixels
@@ -713,7 +752,7 @@ def _tiff_scale(
         return 0.0, float(highest)
     return None
 
-# %% ../../nbs/data/01b_formats.ipynb #c060
+# %% ../../nbs/data/01b_formats.ipynb #c063
 class _OME(NamedTuple):
     "What OME-XML says about the first image."
 
@@ -737,7 +776,7 @@ def _read_ome(
     names = [channel.get('Name') or '' for channel in pixels.findall('{*}Channel')]
     return _OME(dict(pixels.attrib), tuple(names) if any(names) else ())
 
-# %% ../../nbs/data/01b_formats.ipynb #c062
+# %% ../../nbs/data/01b_formats.ipynb #c065
 def _resolution_nm(
     page: tifffile.TiffPage,
     unit: str | None,  # ImageJ's unit, `None` if ImageJ did not write the file
@@ -756,7 +795,7 @@ def _resolution_nm(
         return None if is_print or size is None or size > LARGEST_PIXEL else size
     return to_nm(1 / per_unit[0], unit)
 
-# %% ../../nbs/data/01b_formats.ipynb #c063
+# %% ../../nbs/data/01b_formats.ipynb #c066
 _MPP = re.compile(r'\bMPP\s*=\s*([\d.]+)')  # Aperio's micrometres per pixel
 
 
@@ -778,7 +817,7 @@ def _instrument_nm(
     aperio = _MPP.search(tif.pages.first.description)
     return to_nm(aperio[1], 'µm') if aperio else None
 
-# %% ../../nbs/data/01b_formats.ipynb #c064
+# %% ../../nbs/data/01b_formats.ipynb #c067
 def _tiff_nm(
     tif: tifffile.TiffFile,
     page: tifffile.TiffPage,
@@ -794,7 +833,7 @@ def _tiff_nm(
     unit = (imagej.get('unit') or '') if imagej else None
     return _instrument_nm(tif) or _resolution_nm(page, unit)
 
-# %% ../../nbs/data/01b_formats.ipynb #c065
+# %% ../../nbs/data/01b_formats.ipynb #c068
 class _Log(logging.Handler):
     "Collects what tifffile logs, by thread."
 
@@ -810,8 +849,18 @@ class _Log(logging.Handler):
 
 _log = _Log()
 logging.getLogger('tifffile').addHandler(_log)
+_DAMAGE = re.compile('invalid (page|value) offset|corrupt|incomplete|truncated')
 
-# %% ../../nbs/data/01b_formats.ipynb #c066
+
+def _tiff_messages() -> tuple[str, ...]:
+    "What tifffile logged in this thread since it opened a file; `ImageError` if that means damage."
+    messages = tuple(dict.fromkeys(_log.found.messages))
+    for message in messages:
+        if _DAMAGE.search(message):
+            raise ImageError('unreadable', f'damaged or truncated: {message}')
+    return messages
+
+# %% ../../nbs/data/01b_formats.ipynb #c069
 def _find_page(
     groups: list[_Planes],
     page: int,  # Counted over all groups; behind the last one, the first page stands in
@@ -835,11 +884,14 @@ def _tiff_decoder(
         is_plane = group.channels > 1
         first = group.page
         check_size(first.imagewidth, first.imagelength, 1 if is_plane else first.samplesperpixel)
-        return _interpret(group.get(page, (channel or 0) if is_plane else 0), first, scale)
+        check_size(first.tilewidth or 1, first.tilelength or 1)
+        values = group.get(page, (channel or 0) if is_plane else 0)
+        _tiff_messages()  # after decoding there may be more
+        return _interpret(values, first, scale)
 
     return decode
 
-# %% ../../nbs/data/01b_formats.ipynb #c067
+# %% ../../nbs/data/01b_formats.ipynb #c070
 def _count_channels(
     group: _Planes,
 ) -> tuple[int, bool]:  # Channels, and whether they are red, green and blue
@@ -852,7 +904,7 @@ def _count_channels(
     extra = len(page.extrasamples)
     return page.samplesperpixel - (1 if extra == 1 and page.samplesperpixel == 2 else 0), False
 
-
+# %% ../../nbs/data/01b_formats.ipynb #c071
 def _tiff_header(
     data: bytes,  # Content of the file
     page: int = 0,  # Whose size, type and channels are wanted
@@ -880,9 +932,10 @@ def _tiff_header(
         scale=scale,
         nm_per_px=_tiff_nm(tif, first, ome.pixels),
         orientation=_orientation_of(first),
+        notes=_tiff_messages(),
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c069
+# %% ../../nbs/data/01b_formats.ipynb #c073
 def _dicom_scale(
     ds,  # pydicom's `Dataset`
 ) -> tuple[float, float] | None:  # Black and white after the rescale
@@ -906,11 +959,11 @@ def _dicom_nm(
     for group in ds.get('SharedFunctionalGroupsSequence', []):
         for measures in group.get('PixelMeasuresSequence', []):
             spacing = spacing or measures.get('PixelSpacing')
-    sizes = [to_nm(value, 'mm') for value in spacing or []]
-    is_square = len(sizes) == 2 and all(sizes) and max(sizes) <= 1.01 * min(sizes)
+    sizes = [size for value in spacing or [] if (size := to_nm(value, 'mm'))]
+    is_square = len(sizes) == 2 and max(sizes) <= 1.01 * min(sizes)
     return sizes[1] if is_square else None
 
-# %% ../../nbs/data/01b_formats.ipynb #c070
+# %% ../../nbs/data/01b_formats.ipynb #c074
 def _decode_dicom(
     ds,  # pydicom's `Dataset`
     page: int,  # Frame
@@ -929,11 +982,9 @@ def _decode_dicom(
         return Samples(pixels.apply_color_lut(values, ds))
     if values.ndim == 2:
         values = pixels.apply_modality_lut(values, ds)
-    if kind == 'MONOCHROME1':
-        values = _invert(values, _dicom_scale(ds))
-    return Samples(values)
+    return invert(values, _dicom_scale(ds)) if kind == 'MONOCHROME1' else Samples(values)
 
-# %% ../../nbs/data/01b_formats.ipynb #c071
+# %% ../../nbs/data/01b_formats.ipynb #c075
 def _dicom_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -960,7 +1011,8 @@ def _dicom_header(
         nm_per_px=_dicom_nm(ds),
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c073
+# %% ../../nbs/data/01b_formats.ipynb #c077
+@lru_cache(None)
 def _load_ncempy(
     name: str,  # 'dm' or 'ser'
     purpose: str,  # What it reads
@@ -977,7 +1029,7 @@ def _load_ncempy(
     spec.loader.exec_module(module)
     return module
 
-# %% ../../nbs/data/01b_formats.ipynb #c074
+# %% ../../nbs/data/01b_formats.ipynb #c078
 def _on_disk(
     data: bytes,  # Content of a file
     read: Callable[[Path], dict],  # Reads a file
@@ -1009,7 +1061,7 @@ def _array_header(
         nm_per_px=nm_per_px,
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c075
+# %% ../../nbs/data/01b_formats.ipynb #c079
 def _dm_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1018,15 +1070,18 @@ def _dm_header(
     dm = _load_ncempy('dm', 'Gatan dm3 and dm4')
 
     def read(file: Path) -> dict:
-        with dm.fileDM(file) as opened:
-            return opened.getDataset(0)
+        with dm.fileDM(file) as opened:  # the first of several images is a thumbnail
+            return opened.getDataset(0) | dict(images=max(1, opened.numObjects - 1))
 
     found = _on_disk(data, read)
     units, sizes = found.get('pixelUnit') or [], found.get('pixelSize') or []
     is_known = len(units) >= 2 and units[-1] == units[-2] and sizes[-1] == sizes[-2]
-    return _array_header('Gatan', found['data'], to_nm(sizes[-1], units[-1]) if is_known else None)
+    header = _array_header('Gatan', found['data'], to_nm(sizes[-1], units[-1]) if is_known else None)
+    if found['images'] > 1:
+        header.notes = (f"it holds {found['images']} images, of which the first is read",)
+    return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c076
+# %% ../../nbs/data/01b_formats.ipynb #c080
 def _ser_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1047,13 +1102,15 @@ def _ser_header(
     nm = to_nm(across, 'm') if math.isclose(across, down, rel_tol=0.01) else None
     return _array_header('TIA', np.stack(found['values']), nm)
 
-# %% ../../nbs/data/01b_formats.ipynb #c078
+# %% ../../nbs/data/01b_formats.ipynb #c082
 def _mrc_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
 ) -> ImageHeader:
     "Open an MRC file; its lengths are in Å."
     mrcfile = _load_package('mrcfile.mrcinterpreter', 'formats', 'MRC')
+    if math.prod(np.frombuffer(data, '<i4', 3).tolist()) > len(data) and data[212:213] == b'D':
+        raise ImageError('unreadable', 'damaged or truncated: more pixels than bytes')
     mrc = mrcfile.MrcInterpreter(iostream=io.BytesIO(data))
     size = mrc.voxel_size
     is_square = math.isclose(size.x, size.y, rel_tol=0.01)
@@ -1065,6 +1122,12 @@ def _npy_header(
     page: int = 0,  # All pages are alike
 ) -> ImageHeader:
     "Open an array of NumPy: grey, RGB, RGBA, or a stack of grey pages."
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if math.prod(shape) * dtype.itemsize > len(data):
+        raise ImageError('unreadable', f'damaged or truncated: an array of {shape} in {len(data):,} bytes')
     values = np.load(io.BytesIO(data), allow_pickle=False)
     is_colour = values.ndim == 3 and values.shape[-1] in (3, 4) and values.dtype.kind in 'uif'
     header = _array_header('NumPy', values[..., 0] if is_colour else values, None)
@@ -1075,7 +1138,7 @@ def _npy_header(
         header.channels, header.is_colour = 3, True
     return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c080
+# %% ../../nbs/data/01b_formats.ipynb #c084
 def identify_format(
     data: bytes,  # Beginning of the file, at least 256 bytes if it has them
 ) -> str:  # 'common', 'tiff', 'dicom', 'dm', 'ser', 'mrc', 'npy', '' if unknown
@@ -1096,7 +1159,7 @@ def identify_format(
         return 'npy'
     return 'mrc' if data[208:212] in (b'MAP ', b'MAP\0') else ''
 
-# %% ../../nbs/data/01b_formats.ipynb #c081
+# %% ../../nbs/data/01b_formats.ipynb #c085
 _READERS: dict[str, Callable[[bytes, int], ImageHeader]] = {
     'common': _pillow_header,
     'tiff': _tiff_header,
@@ -1114,6 +1177,8 @@ def _as_image_error(
     "The error of a reader, in words for the user."
     if isinstance(error, ImageError):
         return error
+    if isinstance(error, MemoryError):
+        return ImageError('unreadable', 'damaged: its header asks for more memory than there is')
     if isinstance(error, UnidentifiedImageError):
         return ImageError('unreadable', 'not an image of a known format')
     if isinstance(error, Image.DecompressionBombError):
@@ -1121,7 +1186,7 @@ def _as_image_error(
         return ImageError('too large', str(error), fix)
     return ImageError('unreadable', f'damaged or truncated: {error or type(error).__name__}')
 
-# %% ../../nbs/data/01b_formats.ipynb #c082
+# %% ../../nbs/data/01b_formats.ipynb #c086
 def read_header(
     data: bytes,  # Content of an image file
     page: int = 0,  # Page that is wanted
@@ -1132,14 +1197,12 @@ def read_header(
         raise ImageError('unreadable', 'not an image of a known format')
     try:
         header = _READERS[name](data, page)
-    except MemoryError:
-        raise
     except Exception as error:  # readers raise errors of many types; all are reported
         raise _as_image_error(error) from error
     check_size(header.width, header.height)
     return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c084
+# %% ../../nbs/data/01b_formats.ipynb #c088
 def check_selection(
     header: ImageHeader,
     wanted: Reference,
@@ -1156,7 +1219,7 @@ def check_selection(
         what = f'{header.channels} channels{names} that are not red, green and blue'
         raise ImageError('several channels', what, 'Name one: file#channel=0 is the first.')
 
-# %% ../../nbs/data/01b_formats.ipynb #c085
+# %% ../../nbs/data/01b_formats.ipynb #c089
 def _cut_region(
     values: np.ndarray,  # [H,W] or [H,W,C], upright
     region: tuple[int, int, int, int] | None,  # x, y, width, height
@@ -1170,7 +1233,7 @@ def _cut_region(
         raise ImageError('no such region', what, 'Correct the reference.')
     return values[y : y + height, x : x + width]
 
-# %% ../../nbs/data/01b_formats.ipynb #c086
+# %% ../../nbs/data/01b_formats.ipynb #c090
 def decode_pixels(
     header: ImageHeader,  # From `read_header`
     wanted: Reference,  # Its page, channel and region are used
@@ -1178,7 +1241,7 @@ def decode_pixels(
     "Decode the pixels that a reference selects, or raise `ImageError`."
     check_selection(header, wanted)
     try:
-        values, alpha = header.decode(wanted.page or 0, wanted.channel)
+        values, alpha, inverted = header.decode(wanted.page or 0, wanted.channel)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise errors of many types; all are reported
@@ -1191,34 +1254,32 @@ def decode_pixels(
     if alpha is not None:
         alpha = _cut_region(turn_upright(alpha, header.orientation), wanted.region)
     facts = (header.scale, header.nm_per_px, header.pages, header.channels, header.format)
-    return Pixels(values, alpha, *facts, header.notes + _tiff_messages(header))
+    return Pixels(values, alpha, *facts, header.notes, inverted)
 
-# %% ../../nbs/data/01b_formats.ipynb #c087
-def _tiff_messages(
-    header: ImageHeader,
-) -> tuple[str, ...]:
-    "What tifffile logged in this thread since the header was read."
-    messages = getattr(_log.found, 'messages', []) if header.format == 'TIFF' else []
-    return tuple(dict.fromkeys(messages))
-
-# %% ../../nbs/data/01b_formats.ipynb #c089
+# %% ../../nbs/data/01b_formats.ipynb #c092
 def is_slide_region(
     wanted: Reference,
 ) -> bool:
-    "Whether a region is read from the tiles of a slide."
+    "Whether a reference names a region that is read from the tiles of a slide."
     if wanted.region is None or not wanted.file.is_file():
         return False
-    is_large = wanted.file.stat().st_size > min(_limit('MAX_BYTES'), 2**26)
-    return wanted.file.suffix.lower() in SLIDE_SUFFIXES or (is_large and _is_tiff(wanted.file))
+    return wanted.file.suffix.lower() in SLIDE_SUFFIXES or _is_large_tiff(wanted.file)
 
 
-def _is_tiff(file: Path) -> bool:
-    "Whether a file begins as a TIFF does."
-    handle, _ = _open_regular(file)
+def _is_large_tiff(file: Path) -> bool:
+    "Whether a file is a TIFF that is too large to be read as a whole."
+    handle, size = _open_regular(file)
     with handle:
-        return identify_format(handle.read(256)) == 'tiff'
+        if identify_format(handle.read(256)) != 'tiff':
+            return False
+    try:
+        with tifffile.TiffFile(file, _multifile=False) as tif:
+            first = tif.pages.first
+            return size > _limit('MAX_BYTES') or first.imagewidth * first.imagelength > _limit('MAX_PIXELS')
+    except Exception:  # damaged; reading it will say how
+        return False
 
-# %% ../../nbs/data/01b_formats.ipynb #c090
+# %% ../../nbs/data/01b_formats.ipynb #c093
 def read_slide(
     wanted: Reference,  # With a region
 ) -> Pixels:
@@ -1242,7 +1303,7 @@ def read_slide(
         raise ImageError('unreadable', f'slide with pixels of type {values.dtype} and shape {values.shape}')
     return Pixels(values[..., :3], None, None, nm, 1, 3, 'slide')
 
-# %% ../../nbs/data/01b_formats.ipynb #c091
+# %% ../../nbs/data/01b_formats.ipynb #c094
 def open_pixels(
     source: str | Path,  # Image reference
 ) -> Pixels:  # The pixels it selects, in the file's own type

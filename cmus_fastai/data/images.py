@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-import simplejpeg
+from fastcore.basics import patch
 from PIL import Image, ImageColor
 from ..core import digest
 from . import formats
@@ -59,10 +59,8 @@ def guess_scale(
         return -128.0, 127.0
     if kind.kind == 'f':
         return (0.0, 1.0) if low >= 0 and high <= 1 else (float(low), float(high))
-    depths = [depth for depth in (*_DEPTHS, 15) if high < 2**depth and depth <= kind.itemsize * 8]
-    white = 2.0 ** min(depths) - 1 if depths else float(high)
-    if kind == np.int16:
-        white = min(white, 32767.0)
+    depths = (8, 10, 12, 14, 15) if kind == np.int16 else _DEPTHS
+    white = next((2.0**depth - 1 for depth in depths if high < 2**depth), float(high))
     return min(0.0, float(low)), white
 
 # %% ../../nbs/data/01_images.ipynb #c012
@@ -162,28 +160,6 @@ def image_digest(
         raise error.named(path) from error
 
 # %% ../../nbs/data/01_images.ipynb #c023
-def _check_jpeg_end(
-    data: bytes,  # Content of a JPEG file
-) -> None:
-    "Raise `ImageError` if the marker at the end of the picture is missing."
-    if data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'):
-        raise ImageError('unreadable', 'damaged or truncated: the end of the JPEG is missing')
-
-
-def _decode_jpeg(
-    data: bytes,  # Content of a JPEG file
-    header: ImageHeader,
-) -> np.ndarray:  # [H,W] or [H,W,3] at an eighth of its size
-    "Decode a JPEG strictly, or raise `ImageError`."
-    colours = 'RGB' if header.open_image and header.open_image().mode == 'RGB' else 'GRAY'
-    small = dict(min_height=max(1, header.height // 8), min_width=max(1, header.width // 8), min_factor=1)
-    try:
-        pixels = simplejpeg.decode_jpeg(data, colours, **small)
-    except ValueError as error:
-        raise ImageError('unreadable', f'damaged or truncated: {error}') from error
-    return pixels[..., 0] if colours == 'GRAY' else pixels
-
-# %% ../../nbs/data/01_images.ipynb #c024
 def _check_length(
     data: bytes,  # Content of the file
     header: ImageHeader,
@@ -191,11 +167,9 @@ def _check_length(
     "Raise `ImageError` if a file is shorter than it says, or a checksum is wrong."
     stated = None
     if header.format == 'JPEG':
-        _check_jpeg_end(data)
+        formats.check_jpeg_end(data)
     elif header.format == 'WEBP':
         stated = int.from_bytes(data[4:8], 'little') + 8
-    elif header.format == 'BMP':
-        stated = int.from_bytes(data[2:6], 'little')
     elif header.format == 'JPEG2000' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\x93'):
         raise ImageError('unreadable', 'damaged or truncated: the end of the codestream is missing')
     elif header.format == 'GIF' and b';' not in data[-16:]:
@@ -206,7 +180,7 @@ def _check_length(
         what = f'damaged or truncated: {len(data):,} of {stated:,} bytes'
         raise ImageError('unreadable', what)
 
-# %% ../../nbs/data/01_images.ipynb #c026
+# %% ../../nbs/data/01_images.ipynb #c025
 _ENDINGS = {
     'JPEG': ('.jpg', '.jpeg', '.jpe', '.jfif'),
     'PNG': ('.png',),
@@ -233,7 +207,7 @@ def _ending_note(
     is_wrong = suffix in IMAGE_SUFFIXES and suffix not in _ENDINGS.get(format, (suffix,))
     return f'the content is {format}, not {suffix}' if is_wrong else ''
 
-# %% ../../nbs/data/01_images.ipynb #c027
+# %% ../../nbs/data/01_images.ipynb #c026
 def _is_uniform(
     pixels: np.ndarray,  # [H,W] or [H,W,channels]
 ) -> bool:
@@ -251,7 +225,7 @@ def _check_blank(
     if _is_uniform(values):
         raise ImageError('blank image', f'every pixel is {values[0, 0].tolist()}')
 
-# %% ../../nbs/data/01_images.ipynb #c028
+# %% ../../nbs/data/01_images.ipynb #c027
 def _decode_for_check(
     data: bytes,  # Content of the file
     header: ImageHeader,
@@ -259,13 +233,15 @@ def _decode_for_check(
 ) -> Pixels:
     "Decode every pixel of a file; a JPEG that is sound is given at an eighth of its size."
     if header.format == 'JPEG':
-        small = _decode_jpeg(data, header)
+        colours = 'RGB' if header.open_image and header.open_image().mode == 'RGB' else 'GRAY'
+        sides = dict(min_height=max(1, header.height // 8), min_width=max(1, header.width // 8))
+        small = formats.check_jpeg(data, colours, min_factor=1, **sides)
         # fine detail can average out in a reduced image, so the full one decides
         if not wanted.selection and header.pages == 1 and not _is_uniform(small):
-            return Pixels(small, None, None, None, 1, header.channels, 'JPEG')
+            return Pixels(small, None, None, None, 1, header.channels, 'JPEG', header.notes)
     return formats.decode_pixels(header, wanted)
 
-# %% ../../nbs/data/01_images.ipynb #c029
+# %% ../../nbs/data/01_images.ipynb #c028
 def _displayed_size(
     header: ImageHeader,
     wanted: Reference,
@@ -283,7 +259,7 @@ def _notes(
     doubts: tuple[str, ...],  # What a decoder said
 ) -> tuple[str, str]:  # Kind and words, '' if there is nothing to say
     "All that should be known about a sound file."
-    found = {kind: '' for kind in NOTES}
+    found = dict.fromkeys(NOTES, '')
     if header.pages > 1 and wanted.page is None:
         found['several pages'] = f'{header.pages} pages in one file; page 0 is read, file#page=1 is the next'
     found['doubtful file'] = '; '.join(doubts)
@@ -291,7 +267,7 @@ def _notes(
     kinds = [kind for kind in NOTES if found[kind]]
     return (kinds[0] if kinds else '', '; '.join(found[kind] for kind in kinds))
 
-# %% ../../nbs/data/01_images.ipynb #c030
+# %% ../../nbs/data/01_images.ipynb #c029
 def _check_bytes(
     data: bytes,  # Content of the file
     wanted: Reference,
@@ -301,39 +277,50 @@ def _check_bytes(
     header = formats.read_header(data, wanted.page or 0)
     formats.check_selection(header, wanted)
     width, height = _displayed_size(header, wanted)
-    facts = dict(width=width, height=height, pages=header.pages, channels=header.channels)
-    facts |= dict(dtype=header.dtype, nm_per_px=header.nm_per_px, scale=header.scale)
+    facts = ImageCheck(
+        '',
+        width=width,
+        height=height,
+        dtype=header.dtype,
+        pages=header.pages,
+        channels=header.channels,
+        nm_per_px=header.nm_per_px,
+        scale=header.scale,
+    )
     try:
         _check_length(data, header)
         doubts = header.notes
         if check == 'full':
             pixels = _decode_for_check(data, header, wanted)
-            facts['low'], facts['high'] = _range(pixels.values)
-            facts['dtype'] = pixels.values.dtype.name
+            low, high = _range(pixels.values)
+            facts = facts._replace(low=low, high=high, dtype=pixels.values.dtype.name)
             _check_blank(pixels)
             doubts = pixels.notes
     except ImageError as error:
-        return ImageCheck('', error.kind, error.finding, **facts)
+        return facts._replace(kind=error.kind, what=error.finding)
     except (SyntaxError, OSError, ValueError) as error:  # of a checksum in Pillow's `verify`
-        return ImageCheck('', 'unreadable', f'damaged or truncated: {error}', **facts)
-    return ImageCheck('', *_notes(header, wanted, doubts), **facts)
+        return facts._replace(kind='unreadable', what=f'damaged or truncated: {error}')
+    kind, what = _notes(header, wanted, doubts)
+    return facts._replace(kind=kind, what=what)
 
-# %% ../../nbs/data/01_images.ipynb #c031
+# %% ../../nbs/data/01_images.ipynb #c030
 def _check_slide(
     wanted: Reference,  # With a region
 ) -> ImageCheck:
     "Look at a region of a slide."
     pixels = formats.read_slide(wanted)
-    facts = dict(dtype=pixels.values.dtype.name, pages=1, channels=3, nm_per_px=pixels.nm_per_px)
-    facts |= dict(height=len(pixels.values), width=pixels.values.shape[1])
-    facts['low'], facts['high'] = _range(pixels.values)
+    height, width = pixels.values.shape[:2]
+    low, high = _range(pixels.values)
+    size = dict(width=width, height=height, pages=1, channels=3)
+    facts = ImageCheck(_digest_pixels(pixels), dtype='uint8', low=low, high=high, **size)
+    facts = facts._replace(nm_per_px=pixels.nm_per_px)
     try:
         _check_blank(pixels)
     except ImageError as error:
-        return ImageCheck(_digest_pixels(pixels), error.kind, error.finding, **facts)
-    return ImageCheck(_digest_pixels(pixels), **facts)
+        return facts._replace(kind=error.kind, what=error.finding)
+    return facts
 
-# %% ../../nbs/data/01_images.ipynb #c032
+# %% ../../nbs/data/01_images.ipynb #c031
 def check_image(
     path: str | Path,  # Image reference
     check: str = 'full',  # 'full' decodes every pixel, 'fast' reads the bytes and the header
@@ -350,7 +337,7 @@ def check_image(
     except ImageError as error:
         return ImageCheck(found, error.kind, error.finding)
 
-# %% ../../nbs/data/01_images.ipynb #c038
+# %% ../../nbs/data/01_images.ipynb #c037
 @dataclass(frozen=True)
 class Intensity:
     "How values of more than 8 bits become 8: black and white for each type of values."
@@ -383,32 +370,37 @@ class Intensity:
             return stated
         return next(((low, high) for name, low, high in self.scales if name == dtype), None)
 
-    def clipped(
-        self,
-        check: ImageCheck,  # Of any image
-    ) -> bool:
-        "Whether an image has values beyond the full scale, which are clipped."
-        scale = self.scale(check.dtype, check.scale)
-        if scale is None or check.low is None or check.high is None:
-            return False
-        return check.low < scale[0] or check.high > scale[1]
+# %% ../../nbs/data/01_images.ipynb #c038
+@patch
+def clipped(
+    self: Intensity,
+    check: ImageCheck,  # Of any image
+) -> bool:
+    "Whether an image has values beyond the full scale, which are clipped."
+    scale = self.scale(check.dtype, check.scale)
+    if scale is None or check.low is None or check.high is None:
+        return False
+    return check.low < scale[0] or check.high > scale[1]
 
-    def to_json(self) -> str:
-        "The rule as JSON."
-        scales = {dtype: [low, high] for dtype, low, high in self.scales}
-        return json.dumps(dict(scales=scales, use_metadata=self.use_metadata))
+# %% ../../nbs/data/01_images.ipynb #c039
+@patch
+def to_json(self: Intensity) -> str:
+    "The rule as JSON."
+    scales = {dtype: [low, high] for dtype, low, high in self.scales}
+    return json.dumps(dict(scales=scales, use_metadata=self.use_metadata))
 
-    @classmethod
-    def from_json(
-        cls,
-        text: str,  # From `to_json`
-    ) -> 'Intensity':
-        "The rule that was written as JSON."
-        kept = json.loads(text)
-        scales = tuple((dtype, float(low), float(high)) for dtype, (low, high) in kept['scales'].items())
-        return cls(scales, bool(kept['use_metadata']))
 
-# %% ../../nbs/data/01_images.ipynb #c042
+@patch(cls_method=True)
+def from_json(
+    cls: Intensity,
+    text: str,  # From `to_json`
+) -> Intensity:
+    "The rule that was written as JSON."
+    kept = json.loads(text)
+    scales = tuple((dtype, float(low), float(high)) for dtype, (low, high) in kept['scales'].items())
+    return Intensity(scales, bool(kept['use_metadata']))
+
+# %% ../../nbs/data/01_images.ipynb #c043
 _FLUORESCENCE = {'green': (0, 255, 0), 'red': (255, 0, 0), 'blue': (0, 0, 255)}
 
 
@@ -424,7 +416,7 @@ def _tint(
     levels = np.arange(256)[:, None] * np.asarray(colour)[None]
     return ((levels + 127) // 255).astype(np.uint8)[rgb[..., 0]]
 
-# %% ../../nbs/data/01_images.ipynb #c043
+# %% ../../nbs/data/01_images.ipynb #c044
 def _flatten(
     image: Image.Image,  # 8 bits, of any mode
     background: tuple[int, int, int],  # Colour behind transparent pixels
@@ -447,9 +439,10 @@ def _apply_intensity(
         return values
     scale = intensity.scale(values.dtype.name, pixels.scale)
     low, high = _range(values)
-    return to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    levels = to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    return 255 - levels if pixels.inverted else levels
 
-# %% ../../nbs/data/01_images.ipynb #c044
+# %% ../../nbs/data/01_images.ipynb #c045
 def _to_picture(
     pixels: Pixels,
     intensity: Intensity,
@@ -464,7 +457,7 @@ def _to_picture(
     image.putalpha(Image.fromarray(np.ascontiguousarray(pixels.alpha)))
     return _flatten(image, background)
 
-# %% ../../nbs/data/01_images.ipynb #c046
+# %% ../../nbs/data/01_images.ipynb #c047
 class _Picture(NamedTuple):
     "An 8-bit picture before it is resized."
 
@@ -485,7 +478,7 @@ def _decode_common(
         file.load()
         return _Picture(_flatten(file, background), draft[1] if draft else None, header.orientation)
 
-# %% ../../nbs/data/01_images.ipynb #c047
+# %% ../../nbs/data/01_images.ipynb #c048
 class ReadOptions(NamedTuple):
     "How an image is read, see `read_image`."
 
@@ -512,13 +505,13 @@ def _read_picture(
     _check_expected(expected, _digest_selection(data, wanted) if expected else '')
     header = formats.read_header(data, wanted.page or 0)
     if header.format == 'JPEG':
-        _check_jpeg_end(data)
+        formats.check_jpeg_end(data)
     if header.open_image is not None and not wanted.selection:
         return _decode_common(header, options.size, options.background)
     pixels = formats.decode_pixels(header, wanted)
     return _Picture(_to_picture(pixels, intensity, options.background))
 
-# %% ../../nbs/data/01_images.ipynb #c048
+# %% ../../nbs/data/01_images.ipynb #c049
 def _check_expected(
     expected: str | None,  # Digest that the image must have, `None` for any
     found: str,  # Digest that it has
@@ -528,7 +521,7 @@ def _check_expected(
         fix = 'Read the cohort again.'
         raise ImageError('changed file', 'it has changed since the cohort was read', fix)
 
-# %% ../../nbs/data/01_images.ipynb #c049
+# %% ../../nbs/data/01_images.ipynb #c050
 def read_image(
     path: str | Path | io.IOBase,  # Image reference, or a file object opened for reading bytes
     size: int | None = None,  # Side of the square result in px; `None` keeps the image's own size
