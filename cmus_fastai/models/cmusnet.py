@@ -147,6 +147,11 @@ class CMUSHead(nn.Module):
             self.im_aggregator = make_aggregator(im_aggregator, dim, n_classes, **(im_aggregator_kw or {}))
         self.tags = nn.ModuleDict(_tag_embeddings(tags or {}, dim))
 
+    @property
+    def aggregators(self) -> dict[str, nn.Module]:
+        "The aggregator of each modality: 'om', 'im' and 'tem'."
+        return dict(om=self.om_aggregator, im=self.im_aggregator, tem=self.aggregator)
+
 # %% ../../nbs/models/05_cmusnet.ipynb #c018
 def _check_modalities(modalities: Sequence[str]) -> list[bool]:
     "Whether OM, IM and TEM are used; `ValueError` for an unknown modality or none at all."
@@ -207,16 +212,20 @@ def aggregate(
     bag: MaskedBags,  # Maps of the modality
 ) -> tuple:  # One map per patient [B,C,h,w]; weights [B,N]; possibly a loss
     "Pool the bags of one modality, after adding the embeddings of its tags."
-    maps = bag.images
-    if name in self.tags:
-        maps = maps + self.tags[name](bag.tags)[..., None, None].to(maps.dtype)
-    return self.aggregators[name](maps, bag.mask)
+    return self.aggregators[name](self.tagged_maps(name, bag), bag.mask)
 
 
-@patch(as_prop=True)
-def aggregators(self: CMUSHead) -> dict[str, nn.Module]:
-    "The aggregator of each modality: 'om', 'im' and 'tem'."
-    return dict(om=self.om_aggregator, im=self.im_aggregator, tem=self.aggregator)
+@patch
+def tagged_maps(
+    self: CMUSHead,
+    name: str,  # 'om', 'im' or 'tem'
+    bag: MaskedBags,  # Maps of the modality
+) -> Tensor:  # [B,N,C,h,w]
+    "Maps with the embeddings of their tags."
+    if name not in self.tags:
+        return bag.images
+    embeddings = self.tags[name](bag.tags)[..., None, None]
+    return bag.images + embeddings.to(bag.images.dtype)
 
 
 def _sum_losses(losses: list[Callable]) -> Callable | None:
