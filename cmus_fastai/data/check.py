@@ -30,7 +30,7 @@ FIXES = {
     'empty file': 'copy the file again from the archive: it has no bytes',
     'blank image': 'export it again, or delete it: every pixel has the same value',
     'format': 'export it as TIFF, PNG or JPEG',
-    'several pages': 'only the first page is read: save the others as files of their own',
+    'several pages': 'only the first page is read: name another in a table, e.g. stack.tif#page=1',
     'unknown modality': (
         'rename the file to start with OM_, OM-ori, IM, IF or TEM, '
         'or say which prefix means what with prefixes='
@@ -41,6 +41,21 @@ FIXES = {
 }
 
 # %% ../../nbs/data/02_check.ipynb #c012
+FIXES |= {
+    # what a file is, and what a reference selects
+    'not a file': 'put an image file in its place: it is a folder, a pipe or a device',
+    'too large': 'name a region, e.g. slide.svs#0,0,2048,2048, or raise the limit in the environment',
+    'missing package': 'install the package that is named',
+    'several channels': 'name one in a table, e.g. panel.tif#channel=1',
+    'no such page': 'correct the page in the table; pages count from 0',
+    'no such channel': 'correct the channel in the table; channels count from 0',
+    'no such region': 'correct the region in the table: x, y, width and height in pixels of the full resolution',
+    'doubtful file': 'compare it with the original in a viewer: its reader gave a warning',
+    'wrong ending': 'rename the file: its content decided how it was read',
+    'changed file': 'read the cohort again: the file is not the one that was checked',
+}
+
+# %% ../../nbs/data/02_check.ipynb #c013
 FIXES |= {
     # images that occur twice
     'repeated image': 'delete one of the two files',
@@ -60,7 +75,7 @@ FIXES |= {
     'missing group': 'name its group; until then the patient is a group of its own',
 }
 
-# %% ../../nbs/data/02_check.ipynb #c013
+# %% ../../nbs/data/02_check.ipynb #c014
 FIXES |= {
     # labels, classes and splits
     'missing label': 'fill in the label',
@@ -74,10 +89,9 @@ FIXES |= {
     'unread split': 'read one of them with split=',
 }
 
-# %% ../../nbs/data/02_check.ipynb #c014
+# %% ../../nbs/data/02_check.ipynb #c015
 FIXES |= {
     # folders and tables
-    'not a file': 'delete it, or replace it by the image itself',
     'hidden': 'nothing to do if the images are old copies; else rename it without the dot in front',
     'unused file': 'nothing to do; only images are read',
     'outside': 'nothing to do; if the folder is copied elsewhere, these images stay behind',
@@ -89,7 +103,7 @@ FIXES |= {
     'page or region': 'give page and channel as numbers from 0, and a region as x,y,w,h in pixels',
 }
 
-# %% ../../nbs/data/02_check.ipynb #c015
+# %% ../../nbs/data/02_check.ipynb #c016
 FIXES |= {
     # stains, antibodies and scales
     'unknown tag': "correct the spelling, or add it with tags=, e.g. tags={'antibody': {'nephrin': ()}}",
@@ -100,7 +114,7 @@ FIXES |= {
     'two scales': 'find out which one is right; a table can give it in a column nm_per_px',
 }
 
-# %% ../../nbs/data/02_check.ipynb #c017
+# %% ../../nbs/data/02_check.ipynb #c018
 class Problems(list):
     "All findings while reading a cohort, as a list, a table or a text."
 
@@ -137,7 +151,7 @@ class Problems(list):
         "The findings as text: by kind, its fix once, then patient, file and what was done."
         return _format_problems(self, limit)
 
-# %% ../../nbs/data/02_check.ipynb #c018
+# %% ../../nbs/data/02_check.ipynb #c019
 def _format_problems(
     problems: list[Problem],
     limit: int | None,  # Lines for each kind; `None` for all
@@ -155,13 +169,13 @@ def _format_problems(
             lines.append(f'  … and {len(found) - limit} more')
     return '\n'.join(lines)
 
-# %% ../../nbs/data/02_check.ipynb #c019
+# %% ../../nbs/data/02_check.ipynb #c020
 def _line(problem: Problem) -> str:
     "One finding as one line."
     parts = (problem.patient, problem.file, problem.what, problem.action)
     return '  ' + ' | '.join(part for part in parts if part)
 
-# %% ../../nbs/data/02_check.ipynb #c025
+# %% ../../nbs/data/02_check.ipynb #c026
 class CohortError(ValueError):
     "The cohort cannot be used; `problems` holds the findings behind it."
 
@@ -174,6 +188,6 @@ class CohortError(ValueError):
         details = self.problems.text(limit=None)
         super().__init__(f'{message}\n{details}' if details else message)
 
-# %% ../../nbs/data/02_check.ipynb #c026
+# %% ../../nbs/data/02_check.ipynb #c027
 class CohortWarning(UserWarning):
     "Something was left out of a cohort, or its splits leak; the report has the details."

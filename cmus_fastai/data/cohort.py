@@ -21,7 +21,7 @@ from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from ..core import MODALITIES, count_noun, digest, render, write_file
+from ..core import MODALITIES, count_noun, render, write_file
 from .check import CohortError, CohortWarning, Problem, Problems
 from .images import ImageCheck, check_image, read_image
 from .sources import Draft, Drafts, SlotImage, cell_text, differ, file_problem, modality_of
@@ -103,29 +103,18 @@ def _check_images(
         usable = []
         for image in draft.images:
             result = results[image.path]
-            is_usable = getattr(result, 'is_usable', result.kind in ('', 'several pages'))
             if result.kind:
-                action = 'kept' if is_usable else 'left out: image'
+                action = 'kept' if result.is_usable else 'left out: image'
                 drafts.report(result.kind, result.what, action, draft.patient, image.path)
-            if is_usable:
+            if result.is_usable:
                 usable.append(image)
         draft.images = usable
     return results
 
 # %% ../../nbs/data/04_cohort.ipynb #c021
-def _image_digest(
-    path: Path,  # An image, possibly with a fragment
-    check: ImageCheck,  # What reading it showed
-) -> str:  # '' if it could not be read
-    "The digest of an image: that of its file, or of its file and the fragment."
-    fragment = str(path)[len(str(split_reference(path).file)) :]
-    return digest(check.digest, fragment) if check.digest and fragment else check.digest
-
-
 def _digests(checks: Mapping) -> dict[Path, str]:
     "The digests of all images that could be read."
-    found = {path: _image_digest(path, check) for path, check in checks.items()}
-    return {path: value for path, value in found.items() if value}
+    return {path: check.digest for path, check in checks.items() if check.digest}
 
 # %% ../../nbs/data/04_cohort.ipynb #c023
 def _choose_om(
@@ -264,7 +253,7 @@ def _settle_scales(
     scales: dict[Path, float] = {}
     for draft in patients:
         for image in draft.images:
-            path, in_file = image.path, getattr(checks[image.path], 'nm_per_px', None)
+            path, in_file = image.path, checks[image.path].nm_per_px
             given = [scale for scale in (scales.get(path), image.nm_per_px, in_file) if scale]
             if path not in used or not given:
                 continue
@@ -701,8 +690,7 @@ def _facts(self: Cohort) -> list[str]:
         span = f'{min(scales):.3g} to {max(scales):.3g} nm per px'
         facts.append(f'scale known for {len(scales)} of {len(paths)} images: {span}')
     checks = [self.checks[path] for path in paths if path in self.checks]
-    sizes = [(getattr(check, 'width', None), getattr(check, 'height', None)) for check in checks]
-    squeezed = sum(differ(width, height) for width, height in sizes if width and height)
+    squeezed = sum(differ(check.width, check.height) for check in checks if check.width and check.height)
     if squeezed:
         facts.append(f"resize='squish' changes the aspect ratio of {squeezed} of {len(paths)} images")
     return facts
@@ -829,7 +817,7 @@ def _images_by_digest(
     files = defaultdict(list)
     for row in cohort:
         for path in images_of(row):
-            key = cohort.digests.get(path) or _image_digest(path, _check_file(path, 'fast'))
+            key = cohort.digests.get(path) or _check_file(path, 'fast').digest
             if key:
                 files[key].append(f'{row.name}: {relative_name(path, cohort.root)}')
     return files
