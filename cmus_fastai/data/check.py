@@ -49,7 +49,7 @@ FIXES |= {
     'several channels': 'name one in a table, e.g. panel.tif#channel=1',
     'no such page': 'correct the page in the table; pages count from 0',
     'no such channel': 'correct the channel in the table; channels count from 0',
-    'no such region': 'correct the region in the table: x, y, width and height in pixels of the full resolution',
+    'no such region': 'correct the region in the table: x, y, width, height in pixels of the full resolution',
     'doubtful file': 'compare it with the original in a viewer: its reader gave a warning',
     'wrong ending': 'rename the file: its content decided how it was read',
     'changed file': 'read the cohort again: the file is not the one that was checked',

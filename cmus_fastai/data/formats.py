@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SLIDE_SUFFIXES', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'MAX_BYTES', 'MAX_PIXELS', 'LARGEST_PIXEL', 'Reference',
            'split_reference', 'reference', 'ImageError', 'check_size', 'read_bytes', 'Samples', 'ImageHeader', 'Pixels',
-           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'identify_format', 'read_header', 'check_selection',
-           'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
+           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'invert', 'identify_format', 'read_header',
+           'check_selection', 'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
 
 # %% ../../nbs/data/01b_formats.ipynb #c006
 import importlib
@@ -80,10 +80,11 @@ def _parse_selection(
     found: dict = {}
     for part in text.split('&'):
         match = _PART.fullmatch(part)
-        if not match or match.lastgroup in found:
+        name = match.lastgroup if match else None
+        if match is None or name is None or name in found:
             return None
-        numbers = tuple(int(number) for number in re.findall(r'\d+', match[match.lastgroup]))
-        found[match.lastgroup] = numbers if match.lastgroup == 'region' else numbers[0]
+        numbers = tuple(int(number) for number in re.findall(r'\d+', match[name]))
+        found[name] = numbers if name == 'region' else numbers[0]
     return found
 
 # %% ../../nbs/data/01b_formats.ipynb #c014
@@ -216,19 +217,23 @@ def _open_regular(
     file: Path,  # Any path
 ) -> tuple[io.FileIO, int]:  # Open file and its size in bytes
     "Open a regular file without waiting, or raise `ImageError`."
+    not_a_file = ImageError('not a file', 'a folder, a pipe or a device', 'Put an image file in its place.')
+    flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
     try:
-        flags = os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0)
-        handle = io.FileIO(os.open(file, flags)) if not file.is_dir() else None
+        if file.is_dir():  # Windows cannot open one
+            raise not_a_file
+        handle = io.FileIO(os.open(file, flags))
     except FileNotFoundError as error:
         raise ImageError('missing file', 'there is no such file', 'Correct the path.') from error
+    except ImageError:
+        raise
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise ImageError('unreadable', f'cannot be read from disk: {reason}') from error
-    status = os.fstat(handle.fileno()) if handle else None
-    if status is None or not stat.S_ISREG(status.st_mode):
-        if handle:
-            handle.close()
-        raise ImageError('not a file', 'a folder, a pipe or a device', 'Put an image file in its place.')
+    status = os.fstat(handle.fileno())
+    if not stat.S_ISREG(status.st_mode):
+        handle.close()
+        raise not_a_file
     return handle, status.st_size
 
 # %% ../../nbs/data/01b_formats.ipynb #c027
@@ -251,6 +256,7 @@ class Samples(NamedTuple):
 
     values: np.ndarray  # [H,W] or [H,W,channels]
     alpha: np.ndarray | None = None  # Opacity [H,W], 0 to 255
+    inverted: bool = False  # Larger is darker
 
 
 @dataclass
@@ -284,6 +290,7 @@ class Pixels(NamedTuple):
     channels: int  # Channels in the file
     format: str  # 'JPEG', 'TIFF', 'DICOM', …
     notes: tuple[str, ...] = ()  # What is doubtful about the file
+    inverted: bool = False  # Larger is darker, see `invert`
 
     @property
     def bits(self) -> int:
@@ -388,7 +395,7 @@ def _decode_deep_png(
     "A PNG with 16 bits per sample."
     image = _open_common(data)
     if image.mode.startswith('I'):
-        return Samples(np.asarray(image))
+        return Samples(np.asarray(image).astype(np.uint16))
     image.verify()  # its checksums
     pixels = _load_package('imagecodecs', 'formats', 'PNG colour of 16 bits').png_decode(data)
     colours = 1 if pixels.shape[-1] == 2 else 3
@@ -492,8 +499,7 @@ def _directory_planes(
     tif: tifffile.TiffFile,
 ) -> list[_Planes]:
     "Each image directory of a file as a page of its own, without reduced copies."
-    pages = [tif.pages[i] for i in range(len(tif.pages))]
-    pages = [page.aspage() if isinstance(page, tifffile.TiffFrame) else page for page in pages]
+    pages = [tif.pages[i].aspage() for i in range(len(tif.pages))]
     whole = [page for page in pages if not page.is_reduced and not page.is_mask] or pages
 
     def one(page: tifffile.TiffPage) -> _Planes:
@@ -515,13 +521,13 @@ def _series_planes(
     paged = [n for i, n in enumerate(outer) if i != channel_axis]
 
     def get(page: int, channel: int) -> np.ndarray:
-        index = list(np.unravel_index(page, paged)) if paged else []
+        index = [int(i) for i in np.unravel_index(page, paged)] if paged else []
         if channel_axis >= 0:
             index.insert(channel_axis, channel)
         number = int(np.ravel_multi_index(index, outer)) if index else 0
-        if len(series) == math.prod(outer) and series.pages[number] is not None:
-            page_of_plane = series.pages[number]
-            plane = _decode_page(tif, page_of_plane.aspage())
+        directory = series.pages[number] if len(series) == math.prod(outer) else None
+        if directory is not None:
+            plane = _decode_page(tif, directory.aspage())
         else:  # several planes in one directory
             plane = series.asarray().reshape(-1, *series.shape[len(axes) :])[number]
         return _samples_last(plane, inner)
@@ -646,17 +652,20 @@ def _turn_back(
     return turn_upright(values, {6: 8, 8: 6}.get(orientation, orientation))
 
 # %% ../../nbs/data/01b_formats.ipynb #c057
-def _invert(
+def invert(
     values: np.ndarray,  # Larger is darker
     scale: tuple[float, float] | None,  # Full scale, if it is known
-) -> np.ndarray:  # Larger is brighter
+) -> Samples:  # Larger is brighter, or marked as `inverted`
     "Exchange black and white within the full scale."
+    if values.dtype == np.uint8:
+        return Samples(255 - values)
+    if scale is None:
+        return Samples(values, inverted=True)
     if values.dtype.kind == 'f':
-        low, high = scale or (0.0, max(1.0, float(np.nanmax(values))))
-        return (low + high - values).astype(values.dtype)
+        return Samples((scale[0] + scale[1] - values).astype(values.dtype))
     info = np.iinfo(values.dtype)
-    total = int(scale[0] + scale[1]) if scale else info.min + info.max
-    return np.clip(total - values.astype(np.int64), info.min, info.max).astype(values.dtype)
+    turned = int(scale[0] + scale[1]) - values.astype(np.int64)
+    return Samples(np.clip(turned, info.min, info.max).astype(values.dtype))
 
 # %% ../../nbs/data/01b_formats.ipynb #c058
 def _expand_bits(
@@ -691,8 +700,8 @@ def _interpret(
         values = _expand_bits(values, bits)
     colours, alpha = _split_alpha(values, page)
     if photometric == 0:
-        colours = _invert(colours, scale)
-    elif photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
+        return invert(colours, scale)._replace(alpha=alpha)
+    if photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
         colours = np.asarray(Image.fromarray(np.ascontiguousarray(colours), 'CMYK').convert('RGB'))
     elif photometric not in (1, 2, _YCBCR, 32803):
         name = getattr(photometric, 'name', photometric)
@@ -895,7 +904,7 @@ def _count_channels(
     extra = len(page.extrasamples)
     return page.samplesperpixel - (1 if extra == 1 and page.samplesperpixel == 2 else 0), False
 
-
+# %% ../../nbs/data/01b_formats.ipynb #c071
 def _tiff_header(
     data: bytes,  # Content of the file
     page: int = 0,  # Whose size, type and channels are wanted
@@ -926,7 +935,7 @@ def _tiff_header(
         notes=_tiff_messages(),
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c072
+# %% ../../nbs/data/01b_formats.ipynb #c073
 def _dicom_scale(
     ds,  # pydicom's `Dataset`
 ) -> tuple[float, float] | None:  # Black and white after the rescale
@@ -950,11 +959,11 @@ def _dicom_nm(
     for group in ds.get('SharedFunctionalGroupsSequence', []):
         for measures in group.get('PixelMeasuresSequence', []):
             spacing = spacing or measures.get('PixelSpacing')
-    sizes = [to_nm(value, 'mm') for value in spacing or []]
-    is_square = len(sizes) == 2 and all(sizes) and max(sizes) <= 1.01 * min(sizes)
+    sizes = [size for value in spacing or [] if (size := to_nm(value, 'mm'))]
+    is_square = len(sizes) == 2 and max(sizes) <= 1.01 * min(sizes)
     return sizes[1] if is_square else None
 
-# %% ../../nbs/data/01b_formats.ipynb #c073
+# %% ../../nbs/data/01b_formats.ipynb #c074
 def _decode_dicom(
     ds,  # pydicom's `Dataset`
     page: int,  # Frame
@@ -973,11 +982,9 @@ def _decode_dicom(
         return Samples(pixels.apply_color_lut(values, ds))
     if values.ndim == 2:
         values = pixels.apply_modality_lut(values, ds)
-    if kind == 'MONOCHROME1':
-        values = _invert(values, _dicom_scale(ds))
-    return Samples(values)
+    return invert(values, _dicom_scale(ds)) if kind == 'MONOCHROME1' else Samples(values)
 
-# %% ../../nbs/data/01b_formats.ipynb #c074
+# %% ../../nbs/data/01b_formats.ipynb #c075
 def _dicom_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1004,7 +1011,7 @@ def _dicom_header(
         nm_per_px=_dicom_nm(ds),
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c076
+# %% ../../nbs/data/01b_formats.ipynb #c077
 @lru_cache(None)
 def _load_ncempy(
     name: str,  # 'dm' or 'ser'
@@ -1022,7 +1029,7 @@ def _load_ncempy(
     spec.loader.exec_module(module)
     return module
 
-# %% ../../nbs/data/01b_formats.ipynb #c077
+# %% ../../nbs/data/01b_formats.ipynb #c078
 def _on_disk(
     data: bytes,  # Content of a file
     read: Callable[[Path], dict],  # Reads a file
@@ -1054,7 +1061,7 @@ def _array_header(
         nm_per_px=nm_per_px,
     )
 
-# %% ../../nbs/data/01b_formats.ipynb #c078
+# %% ../../nbs/data/01b_formats.ipynb #c079
 def _dm_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1074,7 +1081,7 @@ def _dm_header(
         header.notes = (f"it holds {found['images']} images, of which the first is read",)
     return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c079
+# %% ../../nbs/data/01b_formats.ipynb #c080
 def _ser_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1095,7 +1102,7 @@ def _ser_header(
     nm = to_nm(across, 'm') if math.isclose(across, down, rel_tol=0.01) else None
     return _array_header('TIA', np.stack(found['values']), nm)
 
-# %% ../../nbs/data/01b_formats.ipynb #c081
+# %% ../../nbs/data/01b_formats.ipynb #c082
 def _mrc_header(
     data: bytes,  # Content of the file
     page: int = 0,  # All pages are alike
@@ -1131,7 +1138,7 @@ def _npy_header(
         header.channels, header.is_colour = 3, True
     return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c083
+# %% ../../nbs/data/01b_formats.ipynb #c084
 def identify_format(
     data: bytes,  # Beginning of the file, at least 256 bytes if it has them
 ) -> str:  # 'common', 'tiff', 'dicom', 'dm', 'ser', 'mrc', 'npy', '' if unknown
@@ -1152,7 +1159,7 @@ def identify_format(
         return 'npy'
     return 'mrc' if data[208:212] in (b'MAP ', b'MAP\0') else ''
 
-# %% ../../nbs/data/01b_formats.ipynb #c084
+# %% ../../nbs/data/01b_formats.ipynb #c085
 _READERS: dict[str, Callable[[bytes, int], ImageHeader]] = {
     'common': _pillow_header,
     'tiff': _tiff_header,
@@ -1179,7 +1186,7 @@ def _as_image_error(
         return ImageError('too large', str(error), fix)
     return ImageError('unreadable', f'damaged or truncated: {error or type(error).__name__}')
 
-# %% ../../nbs/data/01b_formats.ipynb #c085
+# %% ../../nbs/data/01b_formats.ipynb #c086
 def read_header(
     data: bytes,  # Content of an image file
     page: int = 0,  # Page that is wanted
@@ -1195,7 +1202,7 @@ def read_header(
     check_size(header.width, header.height)
     return header
 
-# %% ../../nbs/data/01b_formats.ipynb #c087
+# %% ../../nbs/data/01b_formats.ipynb #c088
 def check_selection(
     header: ImageHeader,
     wanted: Reference,
@@ -1212,7 +1219,7 @@ def check_selection(
         what = f'{header.channels} channels{names} that are not red, green and blue'
         raise ImageError('several channels', what, 'Name one: file#channel=0 is the first.')
 
-# %% ../../nbs/data/01b_formats.ipynb #c088
+# %% ../../nbs/data/01b_formats.ipynb #c089
 def _cut_region(
     values: np.ndarray,  # [H,W] or [H,W,C], upright
     region: tuple[int, int, int, int] | None,  # x, y, width, height
@@ -1226,7 +1233,7 @@ def _cut_region(
         raise ImageError('no such region', what, 'Correct the reference.')
     return values[y : y + height, x : x + width]
 
-# %% ../../nbs/data/01b_formats.ipynb #c089
+# %% ../../nbs/data/01b_formats.ipynb #c090
 def decode_pixels(
     header: ImageHeader,  # From `read_header`
     wanted: Reference,  # Its page, channel and region are used
@@ -1234,7 +1241,7 @@ def decode_pixels(
     "Decode the pixels that a reference selects, or raise `ImageError`."
     check_selection(header, wanted)
     try:
-        values, alpha = header.decode(wanted.page or 0, wanted.channel)
+        values, alpha, inverted = header.decode(wanted.page or 0, wanted.channel)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise errors of many types; all are reported
@@ -1247,9 +1254,9 @@ def decode_pixels(
     if alpha is not None:
         alpha = _cut_region(turn_upright(alpha, header.orientation), wanted.region)
     facts = (header.scale, header.nm_per_px, header.pages, header.channels, header.format)
-    return Pixels(values, alpha, *facts, header.notes)
+    return Pixels(values, alpha, *facts, header.notes, inverted)
 
-# %% ../../nbs/data/01b_formats.ipynb #c091
+# %% ../../nbs/data/01b_formats.ipynb #c092
 def is_slide_region(
     wanted: Reference,
 ) -> bool:
@@ -1272,7 +1279,7 @@ def _is_large_tiff(file: Path) -> bool:
     except Exception:  # damaged; reading it will say how
         return False
 
-# %% ../../nbs/data/01b_formats.ipynb #c092
+# %% ../../nbs/data/01b_formats.ipynb #c093
 def read_slide(
     wanted: Reference,  # With a region
 ) -> Pixels:
@@ -1296,7 +1303,7 @@ def read_slide(
         raise ImageError('unreadable', f'slide with pixels of type {values.dtype} and shape {values.shape}')
     return Pixels(values[..., :3], None, None, nm, 1, 3, 'slide')
 
-# %% ../../nbs/data/01b_formats.ipynb #c093
+# %% ../../nbs/data/01b_formats.ipynb #c094
 def open_pixels(
     source: str | Path,  # Image reference
 ) -> Pixels:  # The pixels it selects, in the file's own type

@@ -34,8 +34,14 @@ from cmus_fastai.data.formats import (
 # %% ../../nbs/data/01_images.ipynb #c007
 # the page before this one defines these; they belong to reading an image
 _all_ = [
-    'FOREIGN_SUFFIXES', 'IMAGE_SUFFIXES', 'ImageError', 'Pixels',
-    'Reference', 'open_pixels', 'reference', 'split_reference',
+    'FOREIGN_SUFFIXES',
+    'IMAGE_SUFFIXES',
+    'ImageError',
+    'Pixels',
+    'Reference',
+    'open_pixels',
+    'reference',
+    'split_reference',
 ]
 
 # %% ../../nbs/data/01_images.ipynb #c011
@@ -53,10 +59,8 @@ def guess_scale(
         return -128.0, 127.0
     if kind.kind == 'f':
         return (0.0, 1.0) if low >= 0 and high <= 1 else (float(low), float(high))
-    depths = [depth for depth in (*_DEPTHS, 15) if high < 2**depth and depth <= kind.itemsize * 8]
-    white = 2.0 ** min(depths) - 1 if depths else float(high)
-    if kind == np.int16:
-        white = min(white, 32767.0)
+    depths = (8, 10, 12, 14, 15) if kind == np.int16 else _DEPTHS
+    white = next((2.0**depth - 1 for depth in depths if high < 2**depth), float(high))
     return min(0.0, float(low)), white
 
 # %% ../../nbs/data/01_images.ipynb #c012
@@ -166,8 +170,6 @@ def _check_length(
         formats.check_jpeg_end(data)
     elif header.format == 'WEBP':
         stated = int.from_bytes(data[4:8], 'little') + 8
-    elif header.format == 'BMP':
-        stated = int.from_bytes(data[2:6], 'little')
     elif header.format == 'JPEG2000' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\x93'):
         raise ImageError('unreadable', 'damaged or truncated: the end of the codestream is missing')
     elif header.format == 'GIF' and b';' not in data[-16:]:
@@ -236,7 +238,7 @@ def _decode_for_check(
         small = formats.check_jpeg(data, colours, min_factor=1, **sides)
         # fine detail can average out in a reduced image, so the full one decides
         if not wanted.selection and header.pages == 1 and not _is_uniform(small):
-            return Pixels(small, None, None, None, 1, header.channels, 'JPEG')
+            return Pixels(small, None, None, None, 1, header.channels, 'JPEG', header.notes)
     return formats.decode_pixels(header, wanted)
 
 # %% ../../nbs/data/01_images.ipynb #c028
@@ -275,22 +277,31 @@ def _check_bytes(
     header = formats.read_header(data, wanted.page or 0)
     formats.check_selection(header, wanted)
     width, height = _displayed_size(header, wanted)
-    facts = dict(width=width, height=height, pages=header.pages, channels=header.channels)
-    facts |= dict(dtype=header.dtype, nm_per_px=header.nm_per_px, scale=header.scale)
+    facts = ImageCheck(
+        '',
+        width=width,
+        height=height,
+        dtype=header.dtype,
+        pages=header.pages,
+        channels=header.channels,
+        nm_per_px=header.nm_per_px,
+        scale=header.scale,
+    )
     try:
         _check_length(data, header)
         doubts = header.notes
         if check == 'full':
             pixels = _decode_for_check(data, header, wanted)
-            facts['low'], facts['high'] = _range(pixels.values)
-            facts['dtype'] = pixels.values.dtype.name
+            low, high = _range(pixels.values)
+            facts = facts._replace(low=low, high=high, dtype=pixels.values.dtype.name)
             _check_blank(pixels)
             doubts = pixels.notes
     except ImageError as error:
-        return ImageCheck('', error.kind, error.finding, **facts)
+        return facts._replace(kind=error.kind, what=error.finding)
     except (SyntaxError, OSError, ValueError) as error:  # of a checksum in Pillow's `verify`
-        return ImageCheck('', 'unreadable', f'damaged or truncated: {error}', **facts)
-    return ImageCheck('', *_notes(header, wanted, doubts), **facts)
+        return facts._replace(kind='unreadable', what=f'damaged or truncated: {error}')
+    kind, what = _notes(header, wanted, doubts)
+    return facts._replace(kind=kind, what=what)
 
 # %% ../../nbs/data/01_images.ipynb #c030
 def _check_slide(
@@ -298,14 +309,16 @@ def _check_slide(
 ) -> ImageCheck:
     "Look at a region of a slide."
     pixels = formats.read_slide(wanted)
-    facts = dict(dtype=pixels.values.dtype.name, pages=1, channels=3, nm_per_px=pixels.nm_per_px)
-    facts |= dict(height=len(pixels.values), width=pixels.values.shape[1])
-    facts['low'], facts['high'] = _range(pixels.values)
+    height, width = pixels.values.shape[:2]
+    low, high = _range(pixels.values)
+    size = dict(width=width, height=height, pages=1, channels=3)
+    facts = ImageCheck(_digest_pixels(pixels), dtype='uint8', low=low, high=high, **size)
+    facts = facts._replace(nm_per_px=pixels.nm_per_px)
     try:
         _check_blank(pixels)
     except ImageError as error:
-        return ImageCheck(_digest_pixels(pixels), error.kind, error.finding, **facts)
-    return ImageCheck(_digest_pixels(pixels), **facts)
+        return facts._replace(kind=error.kind, what=error.finding)
+    return facts
 
 # %% ../../nbs/data/01_images.ipynb #c031
 def check_image(
@@ -385,7 +398,7 @@ def from_json(
     "The rule that was written as JSON."
     kept = json.loads(text)
     scales = tuple((dtype, float(low), float(high)) for dtype, (low, high) in kept['scales'].items())
-    return cls(scales, bool(kept['use_metadata']))
+    return Intensity(scales, bool(kept['use_metadata']))
 
 # %% ../../nbs/data/01_images.ipynb #c043
 _FLUORESCENCE = {'green': (0, 255, 0), 'red': (255, 0, 0), 'blue': (0, 0, 255)}
@@ -426,7 +439,8 @@ def _apply_intensity(
         return values
     scale = intensity.scale(values.dtype.name, pixels.scale)
     low, high = _range(values)
-    return to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    levels = to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    return 255 - levels if pixels.inverted else levels
 
 # %% ../../nbs/data/01_images.ipynb #c045
 def _to_picture(
