@@ -18,6 +18,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -215,8 +216,16 @@ def _slot_of_word(
     prefixes: Mapping,  # Slot → prefixes
 ) -> str | None:
     "The slot that a word names: OM, IM, IF, TEM, …"
-    words = {_plain(name): slot for slot, names in prefixes.items() for name in (*names, slot)}
-    return words.get(_plain(word or ''))
+    frozen = tuple((slot, tuple(names)) for slot, names in prefixes.items())
+    return _slot_words(frozen).get(_plain(word or ''))
+
+
+@lru_cache(maxsize=16)
+def _slot_words(
+    prefixes: tuple,  # Pairs of a slot and its prefixes
+) -> dict[str, str]:  # Word → slot
+    "The words that name a slot."
+    return {_plain(name): slot for slot, names in prefixes for name in (*names, slot)}
 
 # %% ../../nbs/data/03b_sources.ipynb #c030
 # words of a heading that say only that it holds images
@@ -1330,6 +1339,8 @@ def read_folder(
     table = _find_labels(drafts, labels)
     if table is not None:
         _add_labels(drafts, table, columns)
+    elif columns:
+        raise CohortError(f'{path}: columns= is given, but no table of labels; name it with labels=')
     if not drafts.n_images:
         what = f'{path}: no image found in the layout {drafts.layout!r} ({LAYOUTS[drafts.layout]})'
         raise CohortError(what, drafts.problems)
