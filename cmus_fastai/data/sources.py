@@ -17,6 +17,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -28,7 +29,7 @@ from .tags import TAGS, canonical_tag, find_tag, is_fluorophore, merge_tags
 
 # %% ../../nbs/data/03b_sources.ipynb #c009
 # how the name of a file says what it shows: slot → prefixes, upper or lower case
-PREFIXES = {'OM': ('OM_',), 'OM-ori': ('OM-ori',), 'IM': ('IM', 'IF'), 'TEM': ('TEM',)}
+PREFIXES = {'OM': ('OM_', 'OM-', 'OM '), 'OM-ori': ('OM-ori',), 'IM': ('IM', 'IF'), 'TEM': ('TEM',)}
 
 # %% ../../nbs/data/03b_sources.ipynb #c010
 def _fits(
@@ -177,8 +178,16 @@ def _slot_of_word(
     prefixes: Mapping,  # Slot → prefixes
 ) -> str | None:
     "The slot that a word names: OM, IM, IF, TEM, …"
-    words = {_plain(name): slot for slot, names in prefixes.items() for name in (*names, slot)}
-    return words.get(_plain(word or ''))
+    frozen = tuple((slot, tuple(names)) for slot, names in prefixes.items())
+    return _slot_words(frozen).get(_plain(word or ''))
+
+
+@lru_cache(maxsize=16)
+def _slot_words(
+    prefixes: tuple,  # Pairs of a slot and its prefixes
+) -> dict[str, str]:  # Word → slot
+    "The words that name a slot."
+    return {_plain(name): slot for slot, names in prefixes for name in (*names, slot)}
 
 # %% ../../nbs/data/03b_sources.ipynb #c027
 # words of a heading that say only that it holds images
@@ -1241,16 +1250,22 @@ def _add_labels(
     fields, _ = found = _find_columns(drafts, df, columns)
     if 'patient' not in found.fields or 'label' not in found.fields:
         raise CohortError(f'labels: a table needs the columns patient and label; it has {list(df.columns)}')
-    without = {}
+    without: dict[str, None] = {}
     for row in df.to_dict('records'):
         patient, label = cell_text(row[fields['patient']]), cell_text(row[fields['label']])
         if patient in drafts.patients:
             group = cell_text(row[fields['group']]) if 'group' in fields else None
             drafts.patients[patient].add(label, group)
         elif patient is not None:
-            without[patient] = label
+            without[patient] = None
+    named = ', '.join(list(without)[:5]) + (', …' if len(without) > 5 else '')
+    if without and not any(draft.labels for draft in drafts.patients.values()):
+        here = ', '.join(list(drafts.patients)[:5])
+        raise CohortError(
+            f'{drafts.root}: the table of labels names other patients ({named}) than the folder ({here}). '
+            'If the table names the images too, read the table itself'
+        )
     if without:
-        named = ', '.join(list(without)[:5]) + (', …' if len(without) > 5 else '')
         what = f'{count_noun(len(without), "patient")} of the table of labels without images here: {named}'
         drafts.report('labels', what, 'unused')
 
@@ -1286,6 +1301,8 @@ def read_folder(
     table = _find_labels(drafts, labels)
     if table is not None:
         _add_labels(drafts, table, columns)
+    elif columns:
+        raise CohortError(f'{path}: columns= is given, but no table of labels; name it with labels=')
     if not drafts.n_images:
         what = f'{path}: no image found in the layout {drafts.layout!r} ({LAYOUTS[drafts.layout]})'
         raise CohortError(what, drafts.problems)
