@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SLIDE_SUFFIXES', 'IMAGE_SUFFIXES', 'FOREIGN_SUFFIXES', 'MAX_BYTES', 'MAX_PIXELS', 'LARGEST_PIXEL', 'Reference',
            'split_reference', 'reference', 'ImageError', 'check_size', 'read_bytes', 'Samples', 'ImageHeader', 'Pixels',
-           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'invert', 'identify_format', 'read_header',
+           'turn_upright', 'to_nm', 'check_jpeg_end', 'check_jpeg', 'invert_values', 'identify_format', 'read_header',
            'check_selection', 'decode_pixels', 'is_slide_region', 'read_slide', 'open_pixels']
 
 # %% ../../nbs/data/01b_formats.ipynb #c006
@@ -290,7 +290,7 @@ class Pixels(NamedTuple):
     channels: int  # Channels in the file
     format: str  # 'JPEG', 'TIFF', 'DICOM', …
     notes: tuple[str, ...] = ()  # What is doubtful about the file
-    inverted: bool = False  # Larger is darker, see `invert`
+    inverted: bool = False  # Larger is darker, see `invert_values`
 
     @property
     def bits(self) -> int:
@@ -357,8 +357,11 @@ def _grey_or_rgb(image: Image.Image) -> str:
 # %% ../../nbs/data/01b_formats.ipynb #c037
 def _read_orientation(
     image: Image.Image,
+    data: bytes,  # Content of its file
 ) -> tuple[int, tuple[str, ...]]:  # 1 to 8, 1 if there is none; what is doubtful
     "The orientation that a picture's EXIF data give."
+    if image.format == 'PNG' and b'eXIf' not in data and b'Raw profile type exif' not in data:
+        return 1, ()  # to ask Pillow would decode the picture
     try:
         orientation = image.getexif().get(0x0112, 1)
     except MemoryError:
@@ -460,7 +463,7 @@ def _pillow_header(
     elif image.format == 'JPEG2000':
         depth = _jp2_depth(data)
         scale = (0.0, 2.0**depth - 1) if depth > 8 else None
-    orientation, notes = _read_orientation(image)
+    orientation, notes = _read_orientation(image, data)
     is_colour = _grey_or_rgb(image) == 'RGB' and not image.mode.startswith(('I', 'F'))
     return ImageHeader(
         format='JPEG' if image.format == 'MPO' else image.format or '',
@@ -652,7 +655,7 @@ def _turn_back(
     return turn_upright(values, {6: 8, 8: 6}.get(orientation, orientation))
 
 # %% ../../nbs/data/01b_formats.ipynb #c057
-def invert(
+def invert_values(
     values: np.ndarray,  # Larger is darker
     scale: tuple[float, float] | None,  # Full scale, if it is known
 ) -> Samples:  # Larger is brighter, or marked as `inverted`
@@ -700,7 +703,7 @@ def _interpret(
         values = _expand_bits(values, bits)
     colours, alpha = _split_alpha(values, page)
     if photometric == 0:
-        return invert(colours, scale)._replace(alpha=alpha)
+        return invert_values(colours, scale)._replace(alpha=alpha)
     if photometric == 5 and colours.shape[-1] == 4 and colours.dtype == np.uint8:
         colours = np.asarray(Image.fromarray(np.ascontiguousarray(colours), 'CMYK').convert('RGB'))
     elif photometric not in (1, 2, _YCBCR, 32803):
@@ -854,7 +857,7 @@ _DAMAGE = re.compile('invalid (page|value) offset|corrupt|incomplete|truncated')
 
 def _tiff_messages() -> tuple[str, ...]:
     "What tifffile logged in this thread since it opened a file; `ImageError` if that means damage."
-    messages = tuple(dict.fromkeys(_log.found.messages))
+    messages = tuple(dict.fromkeys(getattr(_log.found, 'messages', ())))
     for message in messages:
         if _DAMAGE.search(message):
             raise ImageError('unreadable', f'damaged or truncated: {message}')
@@ -982,7 +985,7 @@ def _decode_dicom(
         return Samples(pixels.apply_color_lut(values, ds))
     if values.ndim == 2:
         values = pixels.apply_modality_lut(values, ds)
-    return invert(values, _dicom_scale(ds)) if kind == 'MONOCHROME1' else Samples(values)
+    return invert_values(values, _dicom_scale(ds)) if kind == 'MONOCHROME1' else Samples(values)
 
 # %% ../../nbs/data/01b_formats.ipynb #c075
 def _dicom_header(

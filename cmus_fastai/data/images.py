@@ -95,9 +95,10 @@ def to_8_bits(
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind in 'iu' and values.dtype.itemsize <= 2:
-        info = np.iinfo(values.dtype)
-        table = _to_levels(np.arange(info.min, info.max + 1), scale)
-        return table[values.astype(np.int32) - info.min]
+        unsigned = f'u{values.dtype.itemsize}'
+        native = np.ascontiguousarray(values, values.dtype.newbyteorder('='))
+        every = np.arange(2 ** (8 * values.dtype.itemsize)).astype(unsigned).view(native.dtype)
+        return _to_levels(every, scale)[native.view(unsigned)]
     result = np.empty(values.shape, np.uint8)
     rows = max(1, 2**20 // max(1, values[0].size))
     for start in range(0, len(values), rows):
@@ -438,8 +439,10 @@ def _apply_intensity(
     if values.dtype == np.uint8:
         return values
     scale = intensity.scale(values.dtype.name, pixels.scale)
-    low, high = _range(values)
-    levels = to_8_bits(values, scale or guess_scale(values.dtype, low, high))
+    if scale is None or values.dtype.kind == 'f':
+        low, high = _range(values)
+        scale = scale or guess_scale(values.dtype, low, high)
+    levels = to_8_bits(values, scale)
     return 255 - levels if pixels.inverted else levels
 
 # %% ../../nbs/data/01_images.ipynb #c045
