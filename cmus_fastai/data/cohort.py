@@ -594,24 +594,9 @@ def from_folder(
     "Read a folder of patients; `group` may also be the name of a column in the table of labels."
     if isinstance(kwargs.get('group'), str):
         columns = {**(columns or {}), 'group': kwargs.pop('group')}
-    drafts = read_folder(path, layout, labels, columns, prefixes, tags, ids, skip)
-    _check_level(drafts, path)
-    return build_cohort(drafts, **kwargs)
+    return build_cohort(read_folder(path, layout, labels, columns, prefixes, tags, ids, skip), **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c056
-def _check_level(drafts: Drafts, path) -> None:
-    "Raise a `CohortError` if most images lie deeper than root/<class>/<patient>/."
-    n_deeper = sum(p.kind == 'misplaced' and p.patient != '' for p in drafts.problems)
-    n_with_images = sum(bool(draft.images) for draft in drafts.patients.values())
-    if n_with_images <= n_deeper:
-        raise CohortError(
-            f'{path}: no image found at root/<class>/<patient>/. '
-            'Give the folder that holds the class folders '
-            '(if training and test are next to each other, one of the two).',
-            drafts.problems,
-        )
-
-# %% ../../nbs/data/04_cohort.ipynb #c061
+# %% ../../nbs/data/04_cohort.ipynb #c060
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_table(
@@ -629,7 +614,7 @@ def from_table(
         columns = {**(columns or {}), 'group': kwargs.pop('group')}
     return build_cohort(read_table(table, root, columns, split, prefixes, tags), **kwargs)
 
-# %% ../../nbs/data/04_cohort.ipynb #c066
+# %% ../../nbs/data/04_cohort.ipynb #c065
 @patch(cls_method=True)
 def read(
     cls: Cohort,
@@ -650,7 +635,7 @@ def read(
         return cls.from_table(path, **kwargs)
     raise CohortError(f'{source}: neither a folder nor a .csv table; save a spreadsheet as "CSV UTF-8"')
 
-# %% ../../nbs/data/04_cohort.ipynb #c068
+# %% ../../nbs/data/04_cohort.ipynb #c067
 def _summarise(
     df: pd.DataFrame,  # Rows of a cohort
 ) -> dict:
@@ -665,7 +650,7 @@ def _summarise(
         line[f'{modality} images'] = f'{n.min()} – {n.median():g} – {n.max()}' if len(n) else ''
     return line
 
-# %% ../../nbs/data/04_cohort.ipynb #c069
+# %% ../../nbs/data/04_cohort.ipynb #c068
 @patch
 def count_tags(self: Cohort) -> pd.DataFrame:  # One row per modality and tag
     "Images and patients of each stain and antibody; columns modality, tag, images, patients."
@@ -680,7 +665,7 @@ def count_tags(self: Cohort) -> pd.DataFrame:  # One row per modality and tag
     place = counts.modality.map(MODALITIES.index)  # OM, IM, TEM
     return counts.loc[place.sort_values(kind='stable').index].reset_index(drop=True)
 
-# %% ../../nbs/data/04_cohort.ipynb #c070
+# %% ../../nbs/data/04_cohort.ipynb #c069
 @patch
 def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     "Patients, groups, modalities present, complete cases, bag sizes and images of each tag, by class."
@@ -688,7 +673,7 @@ def summary(self: Cohort) -> pd.DataFrame:  # One row per class, and one for all
     lines = {name: _summarise(df) | self._tag_columns(df) for name, df in parts.items()}
     return pd.DataFrame(lines).T.rename_axis('class')
 
-# %% ../../nbs/data/04_cohort.ipynb #c071
+# %% ../../nbs/data/04_cohort.ipynb #c070
 @patch
 def _tag_columns(self: Cohort, df: pd.DataFrame) -> dict[str, int]:  # E.g. 'IM IgA' → images
     "The images of each tag among these rows; empty if the cohort has no tags."
@@ -703,7 +688,7 @@ def _tag_columns(self: Cohort, df: pd.DataFrame) -> dict[str, int]:  # E.g. 'IM 
     names = [f'{modality} {tag}' for modality, tag in zip(known.modality, known.tag) if tag]
     return {name: counts[name] for name in names}
 
-# %% ../../nbs/data/04_cohort.ipynb #c072
+# %% ../../nbs/data/04_cohort.ipynb #c071
 @patch
 def _facts(self: Cohort) -> list[str]:
     "What is known of the images beyond their number: tags, scales and shapes, each in one line."
@@ -724,7 +709,7 @@ def _facts(self: Cohort) -> list[str]:
         facts.append(f"resize='squish' changes the aspect ratio of {squeezed} of {len(paths)} images")
     return facts
 
-# %% ../../nbs/data/04_cohort.ipynb #c073
+# %% ../../nbs/data/04_cohort.ipynb #c072
 @patch
 def report(
     self: Cohort,
@@ -746,7 +731,7 @@ def report(
         lines.append(findings.text(limit))
     return '\n'.join(lines)
 
-# %% ../../nbs/data/04_cohort.ipynb #c074
+# %% ../../nbs/data/04_cohort.ipynb #c073
 @patch
 def _repr_html_(self: Cohort) -> str:
     "The summary, and whether anything was found."
@@ -763,7 +748,7 @@ def _repr_html_(self: Cohort) -> str:
         n_left_out=len(self.findings.left_out),
     )
 
-# %% ../../nbs/data/04_cohort.ipynb #c096
+# %% ../../nbs/data/04_cohort.ipynb #c095
 def _select_ids(
     index: pd.Index,  # Patient ids of a cohort
     patients,  # Patient ids, or a mask over the rows
@@ -775,7 +760,7 @@ def _select_ids(
             return index[mask].tolist()
     return list(dict.fromkeys(patients))
 
-# %% ../../nbs/data/04_cohort.ipynb #c097
+# %% ../../nbs/data/04_cohort.ipynb #c096
 @patch
 def subset(
     self: Cohort,
@@ -811,7 +796,7 @@ def _select(
     "The values of these paths."
     return {path: values[path] for path in paths if path in values}
 
-# %% ../../nbs/data/04_cohort.ipynb #c098
+# %% ../../nbs/data/04_cohort.ipynb #c097
 @patch
 def split(
     self: Cohort,
@@ -822,7 +807,7 @@ def split(
     tested = choose_test(self.df.label, self.df.group, test, seed, self.name)
     return self.subset(~tested, f'{self.name} train'), self.subset(tested, f'{self.name} test')
 
-# %% ../../nbs/data/04_cohort.ipynb #c099
+# %% ../../nbs/data/04_cohort.ipynb #c098
 @patch
 def kfold(
     self: Cohort,
@@ -838,7 +823,7 @@ def kfold(
         pairs.append((train, test))
     return pairs
 
-# %% ../../nbs/data/04_cohort.ipynb #c104
+# %% ../../nbs/data/04_cohort.ipynb #c103
 def _images_by_digest(
     cohort: Cohort,
 ) -> dict[str, list[str]]:  # Digest → 'patient: file', for all images that can be read
@@ -851,7 +836,7 @@ def _images_by_digest(
                 files[key].append(f'{row.name}: {relative_name(path, cohort.root)}')
     return files
 
-# %% ../../nbs/data/04_cohort.ipynb #c105
+# %% ../../nbs/data/04_cohort.ipynb #c104
 def audit_leak(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -869,7 +854,7 @@ def audit_leak(
             found.append(('image', key, ', '.join(files), ', '.join(test_files[key])))
     return pd.DataFrame(found, columns=['kind', 'what', 'train', 'test'], dtype=object)
 
-# %% ../../nbs/data/04_cohort.ipynb #c106
+# %% ../../nbs/data/04_cohort.ipynb #c105
 def check_same_classes(
     train: Cohort,  # What the model learns from
     test: Cohort,  # What it is tested on
@@ -886,7 +871,7 @@ def check_same_classes(
         )
     return test.subset(test.df.index, classes=train.classes)
 
-# %% ../../nbs/data/04_cohort.ipynb #c113
+# %% ../../nbs/data/04_cohort.ipynb #c112
 @patch
 def to_table(
     self: Cohort,
@@ -909,7 +894,7 @@ def to_table(
         write_file(file, df.to_csv(index=False))
     return df
 
-# %% ../../nbs/data/04_cohort.ipynb #c114
+# %% ../../nbs/data/04_cohort.ipynb #c113
 def _patient_rows(
     cohort: Cohort,
     base: Path | None,  # Folder that paths are written relative to

@@ -698,7 +698,12 @@ def _choose_layout(drafts: Drafts, options: _Options) -> str:
     unnamed = evidence.pop('', [])
     ranked = sorted(evidence, key=lambda layout: -len(evidence[layout]))
     if not ranked or ranked[0] == 'deeper':
-        raise CohortError(_no_layout(drafts, evidence.get('deeper', []), unnamed))
+        text = _no_layout(drafts, evidence.get('deeper', []), unnamed)
+        rest = ranked[1:2]
+        if rest:
+            n = count_noun(len(evidence[rest[0]]), 'image')
+            text += f' To read only the {n} that do not lie deeper, give layout={rest[0]!r}.'
+        raise CohortError(text)
     rivals = [r for r in ranked[1:] if r != 'deeper' and 2 * len(evidence[r]) >= len(evidence[ranked[0]])]
     if rivals:
         lines = [_describe_layout(drafts, layout, evidence[layout]) for layout in ranked]
