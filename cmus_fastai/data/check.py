@@ -43,6 +43,7 @@ FIXES = {
 # %% ../../nbs/data/02_check.ipynb #c012
 FIXES |= {
     # what a file is, and what a reference selects
+    'not a file': 'put an image file in its place: it is a folder, a pipe or a device',
     'too large': 'name a region, e.g. slide.svs#0,0,2048,2048, or raise the limit in the environment',
     'missing package': 'install the package that is named',
     'several channels': 'name one in a table, e.g. panel.tif#channel=1',
@@ -91,7 +92,6 @@ FIXES |= {
 # %% ../../nbs/data/02_check.ipynb #c015
 FIXES |= {
     # folders and tables
-    'not a file': 'delete it, or replace it by the image itself',
     'hidden': 'nothing to do if the images are old copies; else rename it without the dot in front',
     'unused file': 'nothing to do; only images are read',
     'outside': 'nothing to do; if the folder is copied elsewhere, these images stay behind',

@@ -11,9 +11,11 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from threading import Lock
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
@@ -21,7 +23,7 @@ from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from ..core import MODALITIES, count_noun, digest, render, write_file
+from ..core import MODALITIES, count_noun, render, write_file
 from .check import CohortError, CohortWarning, Problem, Problems
 from .images import ImageCheck, check_image, read_image
 from .sources import Draft, Drafts, SlotImage, cell_text, differ, file_problem, modality_of
@@ -66,6 +68,19 @@ def _settle_labels(
     return settled
 
 # %% ../../nbs/data/04_cohort.ipynb #c017
+_LARGE = 25_000_000  # px; decoded, such an image takes 75 MB and more
+_LARGE_TURN = Lock()
+
+
+def _turn(check: ImageCheck) -> AbstractContextManager:
+    "What to hold while an image is decoded: the lock of large images, or nothing."
+    width, height = getattr(check, 'width', None), getattr(check, 'height', None)
+    return _LARGE_TURN if width and height and width * height > _LARGE else nullcontext()
+
+# %% ../../nbs/data/04_cohort.ipynb #c018
+_SMALL_FILE = 200_000  # bytes; a file of this size holds no large image, unless it is nearly empty
+
+
 def _check_file(
     path: Path,  # An image, possibly with a fragment
     check: str | bool,  # 'full', 'fast' or `False`, see `build_cohort`
@@ -74,9 +89,15 @@ def _check_file(
     problem = file_problem(path)
     if problem:
         return ImageCheck('', *problem)
-    return check_image(path, check=check) if isinstance(check, str) else ImageCheck('')
+    if not isinstance(check, str):
+        return ImageCheck('')
+    if check == 'fast' or split_reference(path).file.stat().st_size < _SMALL_FILE:
+        return check_image(path, check=check)
+    header = check_image(path, check='fast')  # knows the size of the image
+    with _turn(header):
+        return check_image(path, check=check)
 
-# %% ../../nbs/data/04_cohort.ipynb #c018
+# %% ../../nbs/data/04_cohort.ipynb #c019
 def _check_files(
     paths: list[Path],  # Each once
     check: str | bool,  # 'full', 'fast' or `False`, see `build_cohort`
@@ -89,7 +110,7 @@ def _check_files(
             results = progress_bar(results, total=len(paths), leave=False)
         return dict(zip(paths, results))
 
-# %% ../../nbs/data/04_cohort.ipynb #c019
+# %% ../../nbs/data/04_cohort.ipynb #c020
 def _check_images(
     drafts: Drafts,
     patients: list[Draft],  # Their unusable images are removed
@@ -103,31 +124,20 @@ def _check_images(
         usable = []
         for image in draft.images:
             result = results[image.path]
-            is_usable = getattr(result, 'is_usable', result.kind in ('', 'several pages'))
             if result.kind:
-                action = 'kept' if is_usable else 'left out: image'
+                action = 'kept' if result.is_usable else 'left out: image'
                 drafts.report(result.kind, result.what, action, draft.patient, image.path)
-            if is_usable:
+            if result.is_usable:
                 usable.append(image)
         draft.images = usable
     return results
 
-# %% ../../nbs/data/04_cohort.ipynb #c021
-def _image_digest(
-    path: Path,  # An image, possibly with a fragment
-    check: ImageCheck,  # What reading it showed
-) -> str:  # '' if it could not be read
-    "The digest of an image: that of its file, or of its file and the fragment."
-    fragment = str(path)[len(str(split_reference(path).file)) :]
-    return digest(check.digest, fragment) if check.digest and fragment else check.digest
-
-
+# %% ../../nbs/data/04_cohort.ipynb #c022
 def _digests(checks: Mapping) -> dict[Path, str]:
     "The digests of all images that could be read."
-    found = {path: _image_digest(path, check) for path, check in checks.items()}
-    return {path: value for path, value in found.items() if value}
+    return {path: check.digest for path, check in checks.items() if check.digest}
 
-# %% ../../nbs/data/04_cohort.ipynb #c023
+# %% ../../nbs/data/04_cohort.ipynb #c024
 def _choose_om(
     drafts: Drafts,
     patient: str,  # Patient id
@@ -142,7 +152,7 @@ def _choose_om(
         drafts.report('unused image', what, 'unused', patient, path)
     return glomeruli
 
-# %% ../../nbs/data/04_cohort.ipynb #c024
+# %% ../../nbs/data/04_cohort.ipynb #c025
 def _fill_bag(
     drafts: Drafts,
     patient: str,  # Patient id
@@ -158,7 +168,7 @@ def _fill_bag(
             drafts.report('repeated image', what, 'left out: image', patient, path)
     return list(first_with.values())
 
-# %% ../../nbs/data/04_cohort.ipynb #c025
+# %% ../../nbs/data/04_cohort.ipynb #c026
 def _fill_slots(
     drafts: Drafts,
     draft: Draft,  # With sound images only
@@ -177,7 +187,7 @@ def _fill_slots(
             drafts.report('repeated image', what, 'kept', draft.patient, second)
     return bags
 
-# %% ../../nbs/data/04_cohort.ipynb #c026
+# %% ../../nbs/data/04_cohort.ipynb #c027
 def _fill_rows(
     drafts: Drafts,
     patients: list[Draft],  # With sound images only
@@ -198,14 +208,14 @@ def _fill_rows(
         df[column] = pd.Series([row[column] for row in rows.values()], index=index, dtype=object)
     return df
 
-# %% ../../nbs/data/04_cohort.ipynb #c028
+# %% ../../nbs/data/04_cohort.ipynb #c029
 def _names_in_file(drafts: Drafts, draft: Draft, image: SlotImage, known: bool = True) -> list[str]:
     "The tags in the name of a file that its modality can carry come first; class and patient are none."
     name = split_reference(image.path).file.name
     ids = [*draft.patient.split('/'), *draft.labels] if known else []
     return tags_in_name(name, modality_of(image.slot), drafts.tags, ids)
 
-# %% ../../nbs/data/04_cohort.ipynb #c029
+# %% ../../nbs/data/04_cohort.ipynb #c030
 def _settle_tag(
     drafts: Drafts,
     draft: Draft,  # Of the image's patient
@@ -229,7 +239,7 @@ def _settle_tag(
         drafts.report('two tags', what, 'kept', draft.patient, image.path)
     return tag
 
-# %% ../../nbs/data/04_cohort.ipynb #c030
+# %% ../../nbs/data/04_cohort.ipynb #c031
 def _settle_tags(
     drafts: Drafts,
     patients: list[Draft],
@@ -253,7 +263,7 @@ def _settle_tags(
         drafts.report('unclear tag', what, 'unused')
     return tags
 
-# %% ../../nbs/data/04_cohort.ipynb #c031
+# %% ../../nbs/data/04_cohort.ipynb #c032
 def _settle_scales(
     drafts: Drafts,
     patients: list[Draft],
@@ -264,7 +274,7 @@ def _settle_scales(
     scales: dict[Path, float] = {}
     for draft in patients:
         for image in draft.images:
-            path, in_file = image.path, getattr(checks[image.path], 'nm_per_px', None)
+            path, in_file = image.path, checks[image.path].nm_per_px
             given = [scale for scale in (scales.get(path), image.nm_per_px, in_file) if scale]
             if path not in used or not given:
                 continue
@@ -275,7 +285,7 @@ def _settle_scales(
                 drafts.report('two scales', what, 'kept', draft.patient, path)
     return scales
 
-# %% ../../nbs/data/04_cohort.ipynb #c033
+# %% ../../nbs/data/04_cohort.ipynb #c034
 def _given_groups(
     drafts: Drafts,
     patients: list[Draft],
@@ -298,29 +308,33 @@ def _given_groups(
                 drafts.report('missing group', 'has no group, unlike others', 'kept', draft.patient)
     return {draft.patient: draft.groups or [draft.patient] for draft in patients}
 
-# %% ../../nbs/data/04_cohort.ipynb #c034
+# %% ../../nbs/data/04_cohort.ipynb #c035
 def images_of(
     row: pd.Series,  # A row of `Cohort.df`
 ) -> list[Path]:
     "All images of one case: OM, IM, then TEM."
     return [path for modality in MODALITIES for path in row[modality]]
 
-# %% ../../nbs/data/04_cohort.ipynb #c036
+# %% ../../nbs/data/04_cohort.ipynb #c037
 _SIDE = 64  # px of a thumbnail
 _COPY = 0.995  # correlation of thumbnails from which on two images are copies
 
 
-def _thumbnail(path: Path) -> np.ndarray | None:  # float32 [64*64], mean 0 and length 1
+def _thumbnail(
+    path: Path,
+    check: ImageCheck,  # What reading it showed
+) -> np.ndarray | None:  # float32 [64*64], mean 0 and length 1
     "A small grey copy of an image; `None` for an even one, and for one that cannot be read."
     try:
-        grey = read_image(path, _SIDE).mean(-1, dtype=np.float32).ravel()
+        with _turn(check):
+            grey = read_image(path, _SIDE).mean(-1, dtype=np.float32).ravel()
     except (OSError, ValueError):
         return None  # reading it for training raises the same error
     centred = grey - grey.mean()
     length = np.linalg.norm(centred)
     return centred / length if length > _SIDE else None  # a standard deviation of one grey level
 
-# %% ../../nbs/data/04_cohort.ipynb #c037
+# %% ../../nbs/data/04_cohort.ipynb #c038
 def _alike(
     thumbnails: np.ndarray,  # [N,64*64], each with mean 0 and length 1
 ) -> tuple[np.ndarray, np.ndarray]:  # Numbers of the first and of the second image of each pair
@@ -328,28 +342,31 @@ def _alike(
     n, side = len(thumbnails), _SIDE // 4
     coarse = thumbnails.reshape(n, side, 4, side, 4).mean((2, 4)).reshape(n, -1)
     coarse = coarse / np.maximum(np.linalg.norm(coarse, axis=1, keepdims=True), 1e-9)
-    first, second = [], []
+    first, second = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     for start in range(0, n, 1000):
-        rows, columns = np.nonzero(coarse[start : start + 1000] @ coarse.T > 0.95)
-        for i, j in zip(rows + start, columns):
-            if i < j and thumbnails[i] @ thumbnails[j] > _COPY:
-                first.append(i)
-                second.append(j)
-    return np.array(first, int), np.array(second, int)
+        near = coarse[start : start + 1000] @ coarse.T > 0.95
+        near &= np.arange(n) > np.arange(start, start + len(near))[:, None]  # each pair once
+        rows, columns = np.flatnonzero(near.any(1)), np.flatnonzero(near.any(0))
+        alike = thumbnails[start + rows] @ thumbnails[columns].T > _COPY
+        i, j = np.nonzero(alike & near[np.ix_(rows, columns)])
+        first.append((start + rows[i]).astype(np.int32))
+        second.append(columns[j].astype(np.int32))
+    return np.concatenate(first), np.concatenate(second)
 
-# %% ../../nbs/data/04_cohort.ipynb #c038
+# %% ../../nbs/data/04_cohort.ipynb #c039
 def _image_keys(
     df: pd.DataFrame,  # Rows of the cohort
     digests: Mapping,  # Path → digest
-    by_pixels: bool,  # Whether to look for copies with other bytes
+    checks: Mapping | None,  # Path → what reading the file showed; `None`: compare digests only
 ) -> dict[Path, Hashable]:  # The same key for copies of one image
     "What tells whether two images are the same: their digests, or a number for those with like pixels."
     keys = dict(digests)
-    if not by_pixels:
+    if checks is None:
         return keys
     paths = [path for _, row in df.iterrows() for path in images_of(row)]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        found = {path: small for path, small in zip(paths, pool.map(_thumbnail, paths)) if small is not None}
+        thumbnails = pool.map(_thumbnail, paths, [checks[path] for path in paths])
+        found = {path: small for path, small in zip(paths, thumbnails) if small is not None}
     if found:
         names = list(found)
         first, second = _alike(np.stack(list(found.values())))
@@ -359,7 +376,7 @@ def _image_keys(
         keys |= {path: int(number) for path, number in zip(names, numbers) if often[number]}
     return keys
 
-# %% ../../nbs/data/04_cohort.ipynb #c039
+# %% ../../nbs/data/04_cohort.ipynb #c040
 def _shared_images(
     df: pd.DataFrame,  # Rows of the cohort
     keys: Mapping,  # Path → key of the image
@@ -371,7 +388,7 @@ def _shared_images(
             users[keys.get(path, path)].setdefault(patient, path)
     return {key: files for key, files in users.items() if len(files) > 1}
 
-# %% ../../nbs/data/04_cohort.ipynb #c040
+# %% ../../nbs/data/04_cohort.ipynb #c041
 def _report_shared(
     drafts: Drafts,
     files: dict[str, Path],  # Patient id → file, all with the same image
@@ -388,17 +405,17 @@ def _report_shared(
     how = 'the same bytes as' if is_same else 'the same picture, saved anew, as'
     drafts.report('shared image', f'{how} {", ".join(named)}', 'kept', patient, first)
 
-# %% ../../nbs/data/04_cohort.ipynb #c041
+# %% ../../nbs/data/04_cohort.ipynb #c042
 def _settle_groups(
     drafts: Drafts,
     df: pd.DataFrame,  # Rows of the cohort
     groups: Mapping,  # Patient id → given groups
     digests: Mapping,  # Path → digest
-    by_pixels: bool,  # Whether to look for copies with other bytes
+    checks: Mapping | None,  # Path → what reading the file showed; `None`: compare digests only
 ) -> tuple[list[str], bool]:  # Group of each patient; whether splits leak all the same
     "Join the groups of patients with a common image, if that leaves enough groups."
     shared = defaultdict(list)
-    for key, files in _shared_images(df, _image_keys(df, digests, by_pixels)).items():
+    for key, files in _shared_images(df, _image_keys(df, digests, checks)).items():
         for patient in files:
             shared[patient].append(key)
         _report_shared(drafts, files, df.label, digests)
@@ -412,7 +429,7 @@ def _settle_groups(
         drafts.report('leak', what, 'kept')
     return linked.groups, linked.leaky
 
-# %% ../../nbs/data/04_cohort.ipynb #c043
+# %% ../../nbs/data/04_cohort.ipynb #c044
 def _settle_classes(
     drafts: Drafts,
     labels: pd.Series,  # Class of each patient
@@ -431,7 +448,7 @@ def _settle_classes(
             drafts.report('class of none', what, 'kept')
     return names
 
-# %% ../../nbs/data/04_cohort.ipynb #c045
+# %% ../../nbs/data/04_cohort.ipynb #c046
 def as_bag(
     cell,  # A list of images, one image, or `None`
 ) -> list:
@@ -440,7 +457,7 @@ def as_bag(
         return list(cell)
     return [] if cell is None or cell != cell else [cell]  # a NaN is unlike itself
 
-# %% ../../nbs/data/04_cohort.ipynb #c046
+# %% ../../nbs/data/04_cohort.ipynb #c047
 def _select(
     values: Mapping,  # Path → value
     paths: Iterable[Path],
@@ -448,7 +465,7 @@ def _select(
     "The values of these paths."
     return {path: values[path] for path in paths if path in values}
 
-# %% ../../nbs/data/04_cohort.ipynb #c047
+# %% ../../nbs/data/04_cohort.ipynb #c048
 class Cohort:
     "Checked cases, one row per patient: label, the images of OM, IM and TEM (three lists), group."
 
@@ -501,19 +518,19 @@ class Cohort:
                 row[name] = _select(values, images_of(row))
         return row
 
-# %% ../../nbs/data/04_cohort.ipynb #c048
+# %% ../../nbs/data/04_cohort.ipynb #c049
 @patch(as_prop=True)
 def problems(self: Cohort) -> pd.DataFrame:  # One row per problem
     "The findings while reading as a table; the list itself is `findings`."
     return self.findings.frame()
 
-# %% ../../nbs/data/04_cohort.ipynb #c049
+# %% ../../nbs/data/04_cohort.ipynb #c050
 @patch(as_prop=True)
 def labelled(self: Cohort) -> bool:
     "Whether every patient has a label."
     return len(self) > 0 and bool(self.df.label.notna().all())
 
-# %% ../../nbs/data/04_cohort.ipynb #c050
+# %% ../../nbs/data/04_cohort.ipynb #c051
 @patch
 def tag_of(
     self: Cohort,
@@ -522,7 +539,7 @@ def tag_of(
     "The stain or antibody that an image shows."
     return self.tags.get(path)
 
-# %% ../../nbs/data/04_cohort.ipynb #c052
+# %% ../../nbs/data/04_cohort.ipynb #c053
 def build_cohort(
     drafts: Drafts,  # All patients, before checking
     classes: Sequence[str] | None = None,  # Class names in their order; default: all labels, sorted by name
@@ -545,7 +562,7 @@ def build_cohort(
     used = {path for _, row in df.iterrows() for path in images_of(row)}
     tags, scales = _settle_tags(drafts, patients, used), _settle_scales(drafts, patients, used, checks)
     given = _given_groups(drafts, [draft for draft in patients if draft.patient in df.index], group)
-    groups, leaky = _settle_groups(drafts, df, given, digests, check == 'full')
+    groups, leaky = _settle_groups(drafts, df, given, digests, checks if check == 'full' else None)
     df['group'] = pd.Series(groups, df.index, dtype=object)
     classes = _settle_classes(drafts, df.label, classes)
     facts = (drafts.problems, drafts.root, drafts.name, digests, leaky, tags, scales, checks)
@@ -553,7 +570,7 @@ def build_cohort(
     _raise_or_warn(cohort, strict)
     return cohort
 
-# %% ../../nbs/data/04_cohort.ipynb #c053
+# %% ../../nbs/data/04_cohort.ipynb #c054
 def _raise_or_warn(
     cohort: Cohort,
     strict: bool,  # Whether problems are errors
@@ -574,7 +591,7 @@ def _raise_or_warn(
     if facts:
         warnings.warn(f'{cohort.name}: {"; ".join(facts)}. See report().', CohortWarning, stacklevel=4)
 
-# %% ../../nbs/data/04_cohort.ipynb #c055
+# %% ../../nbs/data/04_cohort.ipynb #c056
 @patch(cls_method=True)
 @delegates(build_cohort, but=['drafts'])
 def from_folder(
@@ -592,22 +609,7 @@ def from_folder(
     "Read a folder of patients; `group` may also be the name of a column in the table of labels."
     if isinstance(kwargs.get('group'), str):
         columns = {**(columns or {}), 'group': kwargs.pop('group')}
-    drafts = read_folder(path, layout, labels, columns, prefixes, tags, ids, skip)
-    _check_level(drafts, path)
-    return build_cohort(drafts, **kwargs)
-
-# %% ../../nbs/data/04_cohort.ipynb #c056
-def _check_level(drafts: Drafts, path) -> None:
-    "Raise a `CohortError` if most images lie deeper than root/<class>/<patient>/."
-    n_deeper = sum(p.kind == 'misplaced' and p.patient != '' for p in drafts.problems)
-    n_with_images = sum(bool(draft.images) for draft in drafts.patients.values())
-    if n_with_images <= n_deeper:
-        raise CohortError(
-            f'{path}: no image found at root/<class>/<patient>/. '
-            'Give the folder that holds the class folders '
-            '(if training and test are next to each other, one of the two).',
-            drafts.problems,
-        )
+    return build_cohort(read_folder(path, layout, labels, columns, prefixes, tags, ids, skip), **kwargs)
 
 # %% ../../nbs/data/04_cohort.ipynb #c061
 @patch(cls_method=True)
@@ -717,8 +719,7 @@ def _facts(self: Cohort) -> list[str]:
         span = f'{low if low == high else f"{low} to {high}"} nm per px'
         facts.append(f'scale known for {len(scales)} of {len(paths)} images: {span}')
     checks = [self.checks[path] for path in paths if path in self.checks]
-    sizes = [(getattr(check, 'width', None), getattr(check, 'height', None)) for check in checks]
-    squeezed = sum(differ(width, height) for width, height in sizes if width and height)
+    squeezed = sum(differ(check.width, check.height) for check in checks if check.width and check.height)
     if squeezed:
         facts.append(f"resize='squish' changes the aspect ratio of {squeezed} of {len(paths)} images")
     return facts
@@ -837,7 +838,7 @@ def _images_by_digest(
     files = defaultdict(list)
     for row in cohort:
         for path in images_of(row):
-            key = cohort.digests.get(path) or _image_digest(path, _check_file(path, 'fast'))
+            key = cohort.digests.get(path) or _check_file(path, 'fast').digest
             if key:
                 files[key].append(f'{row.name}: {relative_name(path, cohort.root)}')
     return files

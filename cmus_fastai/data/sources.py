@@ -17,14 +17,14 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ..core import MODALITIES, count_noun, escape, render
 from .check import CohortError, Problems
-from .formats import reference, split_reference
-from .images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES
+from .images import FOREIGN_SUFFIXES, IMAGE_SUFFIXES, reference, split_reference
 from .tags import TAGS, canonical_tag, find_tag, is_fluorophore, merge_tags
 
 # %% ../../nbs/data/03b_sources.ipynb #c009
@@ -178,8 +178,16 @@ def _slot_of_word(
     prefixes: Mapping,  # Slot → prefixes
 ) -> str | None:
     "The slot that a word names: OM, IM, IF, TEM, …"
-    words = {_plain(name): slot for slot, names in prefixes.items() for name in (*names, slot)}
-    return words.get(_plain(word or ''))
+    frozen = tuple((slot, tuple(names)) for slot, names in prefixes.items())
+    return _slot_words(frozen).get(_plain(word or ''))
+
+
+@lru_cache(maxsize=16)
+def _slot_words(
+    prefixes: tuple,  # Pairs of a slot and its prefixes
+) -> dict[str, str]:  # Word → slot
+    "The words that name a slot."
+    return {_plain(name): slot for slot, names in prefixes for name in (*names, slot)}
 
 # %% ../../nbs/data/03b_sources.ipynb #c027
 # words of a heading that say only that it holds images
@@ -690,7 +698,12 @@ def _choose_layout(drafts: Drafts, options: _Options) -> str:
     unnamed = evidence.pop('', [])
     ranked = sorted(evidence, key=lambda layout: -len(evidence[layout]))
     if not ranked or ranked[0] == 'deeper':
-        raise CohortError(_no_layout(drafts, evidence.get('deeper', []), unnamed))
+        text = _no_layout(drafts, evidence.get('deeper', []), unnamed)
+        rest = ranked[1:2]
+        if rest:
+            n = count_noun(len(evidence[rest[0]]), 'image')
+            text += f' To read only the {n} that do not lie deeper, give layout={rest[0]!r}.'
+        raise CohortError(text)
     rivals = [r for r in ranked[1:] if r != 'deeper' and 2 * len(evidence[r]) >= len(evidence[ranked[0]])]
     if rivals:
         lines = [_describe_layout(drafts, layout, evidence[layout]) for layout in ranked]
@@ -1293,6 +1306,8 @@ def read_folder(
     table = _find_labels(drafts, labels)
     if table is not None:
         _add_labels(drafts, table, columns)
+    elif columns:
+        raise CohortError(f'{path}: columns= is given, but no table of labels; name it with labels=')
     if not drafts.n_images:
         what = f'{path}: no image found in the layout {drafts.layout!r} ({LAYOUTS[drafts.layout]})'
         raise CohortError(what, drafts.problems)
