@@ -50,9 +50,10 @@ def read_holdout(
     share:float=1/3,     # Share of the patients of `data` to test on
     seed:int=0,          # Of that split
     strict:bool=False,   # Refuse a cohort with any problem
+    **reading,           # For `Cohort.read` of `data`: layout, labels
 ) -> HoldoutCohorts:
     "Read training and test patients, print what was found, and refuse overlaps."
-    whole = Cohort.read(data, strict=strict, progress=False)
+    whole = Cohort.read(data, strict=strict, progress=False, **reading)
     say(whole.report())
     if test is None:
         train, held_out = whole.split(test=share, seed=seed)
@@ -191,6 +192,7 @@ class Experiment:
     result:HoldoutResult       # What was found
     seed:int=0                 # First seed
     simulated:bool=False       # Patients of a phantom, whose best possible accuracy is known
+    contributions:pd.DataFrame | None = None  # Of each antibody, one row per test patient; None: no tags
 
     @property
     def best_possible(self) -> dict | None:
@@ -210,6 +212,8 @@ def write_experiment(
     write_file(folder/'metrics.json', json.dumps(all_metrics(experiment), indent=2, default=str))
     prediction_table(result).to_csv(folder/'predictions.csv')
     result.learn.best_epoch.history.to_csv(folder/'history.csv', index=False)
+    if experiment.contributions is not None:
+        experiment.contributions.to_csv(folder/'contributions.csv')
     _write_page(folder/'report.html', experiment)
     save_model(result.learn.model, folder/'model', experiment.cohorts.train.classes, experiment.config.size,
                experiment.result.learn.dls.image_settings, seed=experiment.seed, temperature=result.temperatures)
@@ -274,7 +278,7 @@ def _write_page(path, experiment):
         path, title=experiment.title, settings=settings(experiment), train=cohorts.train, test=cohorts.test,
         history=result.learn.best_epoch.history, preds=result.first.fusion, branches=result.first.branches,
         baseline=result.baseline, bayes=experiment.best_possible, cases=case_views(experiment),
-        notes=_seed_notes(result), source=cohorts.source)
+        notes=_seed_notes(result), source=cohorts.source, contributions=experiment.contributions)
 
 def _seed_notes(result):
     "A remark for the report if the network was trained from several seeds."
@@ -286,6 +290,15 @@ def _seed_notes(result):
             f"({summary['low']:.3f} to {summary['high']:.3f}); each: {each}. This page shows the first seed."]
 
 # %% ../../nbs/evaluation/04_holdout.ipynb #c032
+def _case_contributions(experiment, patient):
+    "Antibody → contribution for one patient; empty if there are none."
+    table = experiment.contributions
+    if table is None or patient not in table.index:
+        return {}
+    values = table.loc[patient].drop(['label', 'target']).dropna().astype(float)
+    return values.sort_values(ascending=False).to_dict()
+
+# %% ../../nbs/evaluation/04_holdout.ipynb #c033
 def case_views(
     experiment:Experiment,  # Whose test patients
 ) -> list:                  # Of `CaseView`
@@ -307,5 +320,6 @@ def case_views(
         views.append(CaseView(
             patient, row.label, row.pred, probabilities(outputs.fusion, patient), branches,
             {m: images(case, m) for m in MODALITIES}, outputs.weights[place[patient]],
-            {m: [test.tags.get(path, '') for path in case[m]] for m in MODALITIES}))
+            {m: [test.tags.get(path, '') for path in case[m]] for m in MODALITIES},
+            _case_contributions(experiment, patient)))
     return views

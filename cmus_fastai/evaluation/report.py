@@ -8,7 +8,7 @@ __all__ = ['SVG_STYLE', 'METRICS', 'CLASS_METRICS', 'MAX_BAG_IMAGES', 'Estimate'
            'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'describe_patients', 'OutputResult',
            'evaluate_outputs', 'outputs_table', 'plot_outputs', 'class_table', 'ErrorSection', 'describe_errors',
            'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case', 'format_setting',
-           'settings_table', 'render_page', 'ReportContents', 'render_report', 'write_report']
+           'settings_table', 'render_page', 'ReportContents', 'contributions_table', 'render_report', 'write_report']
 
 # %% ../../nbs/evaluation/03_report.ipynb #c006
 import base64
@@ -657,6 +657,7 @@ class ReportContents:
     cases: Any = ()  # A few `CaseView`
     notes: Any = ()  # Remarks to print below the headline figures
     source: Cohort | None = None  # The cohort that train and test were split from; its findings are shown
+    contributions: pd.DataFrame | None = None  # Columns label, target, and one for each antibody
 
 # %% ../../nbs/evaluation/03_report.ipynb #c084
 def _learning_figure(history) -> Markup:
@@ -678,6 +679,18 @@ def _grouped_cases(cases) -> dict:
     }
 
 # %% ../../nbs/evaluation/03_report.ipynb #c086
+def contributions_table(
+    contributions: pd.DataFrame,  # One row per patient: label, target, and one column for each antibody
+) -> Table:
+    "The mean contribution of each antibody to the predicted class, one row for each predicted class."
+    tags = [column for column in contributions.columns if column not in ('label', 'target')]
+    rows = []
+    for target, own in contributions.groupby('target'):
+        means = [f'{own[tag].mean():+.2f}'.replace('-', '−') if own[tag].notna().any() else '' for tag in tags]
+        rows.append([str(target), str(len(own)), *means])
+    return Table(['predicted class', 'patients', *tags], rows)
+
+# %% ../../nbs/evaluation/03_report.ipynb #c087
 def render_report(
     contents: ReportContents,  # What to show
 ) -> str:  # HTML
@@ -698,11 +711,12 @@ def render_report(
         outputs=outputs_table(results),
         has_best=any(result.best is not None for result in results),
         cases=_grouped_cases(c.cases),
+        contributions=None if c.contributions is None else contributions_table(c.contributions),
         settings=settings_table(c.settings),
     )
     return render_page('report.html', c.title, c.test, preds, **sections)
 
-# %% ../../nbs/evaluation/03_report.ipynb #c087
+# %% ../../nbs/evaluation/03_report.ipynb #c088
 def write_report(
     path: str | Path,  # HTML file to write; its folder must exist
     **contents,  # Fields of `ReportContents`: title, settings, train, test, history, preds, …
