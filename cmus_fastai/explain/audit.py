@@ -171,13 +171,12 @@ def masks(
     size = case.images[0].shape[-1]
 
     def evidence(name):
-        if name is None or not self._row(case.patient, name).informative:
+        if not self._row(case.patient, name).informative:
             return None
         mask = self.mask(case.patient, name, size)
         return mask if mask is not None and mask.any() else None
 
-    names = {m: case.names[m] if m == 'TEM' else [case.names[m]] for m in MODALITIES}
-    return {m: [evidence(name) for name in names[m]] for m in MODALITIES}
+    return {m: [evidence(name) for name in case.names[m]] for m in MODALITIES}
 
 # %% ../../nbs/explain/01_audit.ipynb #c026
 class Score(NamedTuple):
@@ -237,8 +236,8 @@ def _map_from_images(
     for images, mask in zip(case.images, case.masks):
         pairs = zip(images.flatten(0, -4).cpu(), mask.flatten().tolist())
         maps.append([function(image) if here else None for image, here in pairs])
-    om, im, tem = maps
-    return Attribution(name, '', '', om[0], im[0], tem[: case.n], signed=False)
+    bags = {m: values[: case.count(m)] for m, values in zip(MODALITIES, maps)}
+    return Attribution(name, '', '', **bags, signed=False)
 
 # %% ../../nbs/explain/01_audit.ipynb #c040
 def edge_map(
@@ -313,16 +312,17 @@ def _probabilities_of_images(
     predictor: CasePredictor,
     case: Case,
     i: int,  # Number of the modality
-    images: Tensor,  # V variants of its images, [V,(N,)3,H,W]
+    images: Tensor,  # V variants of its images, [V,N,3,H,W]
 ) -> Tensor:  # Probabilities [V+1,K]; the first row is the case itself
     "Calibrated probabilities of a case with other images of one modality."
     rows = len(images) + 1
     maps = [x.expand(rows, *x.shape[1:]) for x in case.maps]
     masks = [x.expand(rows, *x.shape[1:]) for x in case.masks]
+    tags = [x.expand(rows, *x.shape[1:]) for x in case.tag_numbers]
     model = predictor.model
     encoded = encode_real(encoders(model)[i], images, masks[i][1:], model.chunk)
     maps[i] = torch.cat([case.maps[i], encoded])
-    return predictor.calibrate(model.head(*zip(maps, masks)))
+    return predictor.calibrate(model.head(*zip(maps, masks, tags)))
 
 # %% ../../nbs/explain/01_audit.ipynb #c049
 class RemovalCurves(NamedTuple):
