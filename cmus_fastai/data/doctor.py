@@ -39,11 +39,11 @@ from cmus_fastai.data.probes import (
 )
 from .splits import assign_folds, link_groups
 
-# %% ../../nbs/data/13_doctor.ipynb #c008
+# %% ../../nbs/data/13_doctor.ipynb #c012
 PASS, WARN, FAIL = 'PASS', 'WARN', 'FAIL'
 AREAS = ('files', 'patients', 'copies', 'pictures', 'shortcuts')
 
-# %% ../../nbs/data/13_doctor.ipynb #c009
+# %% ../../nbs/data/13_doctor.ipynb #c013
 class Place(NamedTuple):
     "Where something was found."
 
@@ -52,7 +52,7 @@ class Place(NamedTuple):
     what: str  # What was found here, in words
     path: Path | None = None  # The image, to show it
 
-# %% ../../nbs/data/13_doctor.ipynb #c010
+# %% ../../nbs/data/13_doctor.ipynb #c014
 @dataclass(frozen=True)
 class Finding:
     "The result of one check."
@@ -76,7 +76,7 @@ class Finding:
             lines.append(f'        … and {len(self.places) - limit} more')
         return '\n'.join(lines + ([f'      Fix: {self.fix}'] if self.fix else []))
 
-# %% ../../nbs/data/13_doctor.ipynb #c011
+# %% ../../nbs/data/13_doctor.ipynb #c015
 @dataclass
 class Diagnosis:
     "All findings about a cohort."
@@ -113,7 +113,7 @@ class Diagnosis:
         "All findings with all their places as JSON text."
         return _format_json(self)
 
-# %% ../../nbs/data/13_doctor.ipynb #c012
+# %% ../../nbs/data/13_doctor.ipynb #c016
 def _format_text(
     diagnosis: Diagnosis,
     limit: int | None,  # Places of each finding, `None` for all
@@ -125,7 +125,7 @@ def _format_text(
         lines += [finding.text(places) for finding in diagnosis.select(status)]
     return '\n'.join([*lines, '', diagnosis.verdict])
 
-# %% ../../nbs/data/13_doctor.ipynb #c013
+# %% ../../nbs/data/13_doctor.ipynb #c017
 def _format_json(diagnosis: Diagnosis) -> str:
     "The text of `Diagnosis.json`."
     findings = []
@@ -135,7 +135,7 @@ def _format_json(diagnosis: Diagnosis) -> str:
     content = dict(cohort=diagnosis.name, summary=diagnosis.summary, status=diagnosis.status)
     return json.dumps(content | {'findings': findings}, indent=1)
 
-# %% ../../nbs/data/13_doctor.ipynb #c015
+# %% ../../nbs/data/13_doctor.ipynb #c019
 @dataclass
 class Evidence:
     "What the checks look at."
@@ -157,7 +157,7 @@ class Evidence:
         groups = [(modality, self.images[self.images.modality == modality]) for modality in MODALITIES]
         return [(modality, rows) for modality, rows in groups if len(rows)]
 
-# %% ../../nbs/data/13_doctor.ipynb #c016
+# %% ../../nbs/data/13_doctor.ipynb #c020
 def _name_below(
     path: Path,
     root: Path | None,  # Folder that files are named from
@@ -165,7 +165,7 @@ def _name_below(
     "A path as it is written in a report."
     return path.relative_to(root).as_posix() if root and path.is_relative_to(root) else str(path)
 
-# %% ../../nbs/data/13_doctor.ipynb #c017
+# %% ../../nbs/data/13_doctor.ipynb #c021
 def _list_images(
     cohort: Cohort,
     side: str,  # 'train' or 'test'
@@ -183,7 +183,7 @@ def _list_images(
     columns = ['patient', 'side', 'modality', 'path', 'file', 'tag', 'nm_per_px', 'dtype']
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../../nbs/data/13_doctor.ipynb #c018
+# %% ../../nbs/data/13_doctor.ipynb #c022
 def gather_evidence(
     cohort: Cohort,  # To be trained on
     test: Cohort | None = None,  # A separate test set
@@ -199,7 +199,7 @@ def gather_evidence(
     images = images[~images.path.isin(list(failed))].join(measured, on='path').reset_index(drop=True)
     return Evidence(cohort, test, images, failed, features or {}, n_folds)
 
-# %% ../../nbs/data/13_doctor.ipynb #c019
+# %% ../../nbs/data/13_doctor.ipynb #c023
 def _places(
     rows: pd.DataFrame,  # Of `Evidence.images`
     words: Iterable[str],  # What was found in each
@@ -207,7 +207,7 @@ def _places(
     "Rows of images as places."
     return tuple(Place(*row) for row in zip(rows.patient, rows.file, words, rows.path))
 
-# %% ../../nbs/data/13_doctor.ipynb #c020
+# %% ../../nbs/data/13_doctor.ipynb #c024
 def _judge(
     area: str,  # One of `AREAS`
     name: str,  # Of the check
@@ -221,7 +221,7 @@ def _judge(
     places = tuple(places)
     return Finding(area, name, status, bad, fix, places) if places else Finding(area, name, PASS, good)
 
-# %% ../../nbs/data/13_doctor.ipynb #c022
+# %% ../../nbs/data/13_doctor.ipynb #c026
 _SERIOUS = frozenset(['leak', 'shared image', 'class of one', 'class of none', 'two groups'])
 
 def _severity(
@@ -233,7 +233,7 @@ def _severity(
         return FAIL
     return WARN if action == 'kept' or kind == 'unread split' else PASS
 
-# %% ../../nbs/data/13_doctor.ipynb #c023
+# %% ../../nbs/data/13_doctor.ipynb #c027
 def report_problems(
     problems: Problems,  # Of one or several cohorts
     root: Path | None = None,  # Folder that files are named from, to show them
@@ -252,7 +252,7 @@ def report_problems(
         findings.append(Finding('files', kind, status, what, found[0].fix, tuple(places)))
     return findings
 
-# %% ../../nbs/data/13_doctor.ipynb #c024
+# %% ../../nbs/data/13_doctor.ipynb #c028
 def check_files(evidence: Evidence) -> list[Finding]:
     "What reading found, and images that could not be measured."
     findings = report_problems(evidence.cohort.findings, evidence.cohort.root)
@@ -268,11 +268,11 @@ def check_files(evidence: Evidence) -> list[Finding]:
     ))
     return findings
 
-# %% ../../nbs/data/13_doctor.ipynb #c026
+# %% ../../nbs/data/13_doctor.ipynb #c030
 _IMBALANCE = 4  # patients of the largest class for one of the smallest
 _FEW = 10  # patients of a class; fewer cannot be split into training and test with any precision
 
-# %% ../../nbs/data/13_doctor.ipynb #c027
+# %% ../../nbs/data/13_doctor.ipynb #c031
 def check_classes(evidence: Evidence) -> list[Finding]:
     "Class sizes and their balance."
     counts = evidence.cohort.df.label.value_counts()
@@ -294,7 +294,7 @@ def check_classes(evidence: Evidence) -> list[Finding]:
                uneven if ratio > _IMBALANCE else []),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c029
+# %% ../../nbs/data/13_doctor.ipynb #c033
 def check_folds(evidence: Evidence) -> list[Finding]:
     "Whether the planned cross-validation is possible."
     cohort, name = evidence.cohort, f'{evidence.n_folds} folds'
@@ -308,7 +308,7 @@ def check_folds(evidence: Evidence) -> list[Finding]:
     n = cohort.df.group.nunique()
     return [Finding('patients', 'folds', PASS, f'{name} are possible: {len(cohort)} patients in {n} groups')]
 
-# %% ../../nbs/data/13_doctor.ipynb #c031
+# %% ../../nbs/data/13_doctor.ipynb #c035
 _GROUP_SIZE = 2.5  # patients per group on average from which groups are compared with labels
 
 def check_groups(evidence: Evidence) -> list[Finding]:
@@ -330,7 +330,7 @@ def check_groups(evidence: Evidence) -> list[Finding]:
         places or [Place('', '', facts)] if p < 0.001 and strength > 0.5 else [],
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c033
+# %% ../../nbs/data/13_doctor.ipynb #c037
 _WIDEST = 0.25  # width of an interval that says too little
 
 def wilson_interval(
@@ -341,7 +341,7 @@ def wilson_interval(
     interval = binomtest(round(share * n), n).proportion_ci(method='wilson')
     return float(interval.low), float(interval.high)
 
-# %% ../../nbs/data/13_doctor.ipynb #c034
+# %% ../../nbs/data/13_doctor.ipynb #c038
 def check_precision(evidence: Evidence) -> list[Finding]:
     "How wide an interval this many patients give at best."
     tested = evidence.cohort if evidence.test is None else evidence.test
@@ -356,7 +356,7 @@ def check_precision(evidence: Evidence) -> list[Finding]:
         return [Finding('patients', 'precision', WARN, what, fix)]
     return [Finding('patients', 'precision', PASS, what)]
 
-# %% ../../nbs/data/13_doctor.ipynb #c036
+# %% ../../nbs/data/13_doctor.ipynb #c040
 _SELDOM = 0.5  # share of patients from which a modality is usual
 
 def check_modalities(evidence: Evidence) -> list[Finding]:
@@ -372,7 +372,7 @@ def check_modalities(evidence: Evidence) -> list[Finding]:
         'add the missing images, or leave the modality out: its branch sees few patients', places,
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c037
+# %% ../../nbs/data/13_doctor.ipynb #c041
 _LARGE_BAG = 4  # times the median number of images
 
 def check_bags(evidence: Evidence) -> list[Finding]:
@@ -392,7 +392,7 @@ def check_bags(evidence: Evidence) -> list[Finding]:
         'check whether several patients or biopsies were filed as one', places,
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c038
+# %% ../../nbs/data/13_doctor.ipynb #c042
 def check_tags(evidence: Evidence) -> list[Finding]:
     "Images without a stain or an antibody where others of their modality have one."
     if not (evidence.own.tag != '').any():
@@ -408,7 +408,7 @@ def check_tags(evidence: Evidence) -> list[Finding]:
         _places(missing, missing.modality),
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c040
+# %% ../../nbs/data/13_doctor.ipynb #c044
 def list_copies(evidence: Evidence) -> pd.DataFrame:
     "Pairs of images that show the same picture: rows of `images`, similarity, turn or how it was found."
     pairs = []
@@ -428,7 +428,7 @@ def list_copies(evidence: Evidence) -> pd.DataFrame:
     columns = ['a', 'b', 'similarity', 'how']
     return pd.concat(pairs, ignore_index=True)[columns] if pairs else pd.DataFrame(columns=columns)
 
-# %% ../../nbs/data/13_doctor.ipynb #c041
+# %% ../../nbs/data/13_doctor.ipynb #c045
 def _copy_places(
     images: pd.DataFrame,  # Of the evidence
     pairs: pd.DataFrame,  # As `list_copies` gives it
@@ -447,7 +447,7 @@ def _copy_places(
         places.append(Place(row.patient, row.file, 'the same picture as ' + ', '.join(words), row.path))
     return tuple(places)
 
-# %% ../../nbs/data/13_doctor.ipynb #c043
+# %% ../../nbs/data/13_doctor.ipynb #c047
 def check_copies(evidence: Evidence) -> list[Finding]:
     "The same picture in several patients, on both sides, or twice in one patient."
     images, pairs = evidence.images, list_copies(evidence)
@@ -469,7 +469,7 @@ def check_copies(evidence: Evidence) -> list[Finding]:
         findings.append(_judge('copies', name, good, bad, fix, places, status))
     return findings
 
-# %% ../../nbs/data/13_doctor.ipynb #c044
+# %% ../../nbs/data/13_doctor.ipynb #c048
 def check_test(evidence: Evidence) -> list[Finding]:
     "Patients, groups and files on both sides, and classes that only one side has."
     if evidence.test is None:
@@ -487,7 +487,7 @@ def check_test(evidence: Evidence) -> list[Finding]:
                'classes on one side only', 'correct the labels, or leave these patients out', classes, FAIL),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c046
+# %% ../../nbs/data/13_doctor.ipynb #c050
 def robust_z(
     values: pd.DataFrame | pd.Series,  # One row per image
     floor: float = 0.0,  # Smallest standard deviation
@@ -496,7 +496,7 @@ def robust_z(
     distance = values - values.median()
     return distance / np.maximum(1.4826 * distance.abs().median(), floor)
 
-# %% ../../nbs/data/13_doctor.ipynb #c047
+# %% ../../nbs/data/13_doctor.ipynb #c051
 _BLURRED = 0.12  # share of the median sharpness
 _OUTLYING = 4  # robust standard deviations of the logarithm of sharpness
 
@@ -514,7 +514,7 @@ def check_sharpness(evidence: Evidence) -> list[Finding]:
         'look at them; take them again or delete them if they are out of focus', places,
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c048
+# %% ../../nbs/data/13_doctor.ipynb #c052
 _FAINT = 2.5  # standard deviation in grey levels of 255
 _CLIPPED = 0.2  # share of pixels at black or white beyond what is usual
 
@@ -537,7 +537,7 @@ def check_contrast(evidence: Evidence) -> list[Finding]:
                'export them again with other limits of brightness; lost detail cannot be restored', clipped),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c049
+# %% ../../nbs/data/13_doctor.ipynb #c053
 _STAIN_Z = 6  # robust standard deviations
 _FEWEST = 8  # images from which an outlier can be told
 
@@ -562,7 +562,7 @@ def check_stain(evidence: Evidence) -> list[Finding]:
         'check the stain, the white balance and the tag; colour jitter in training helps with real variation', places,
     )]
 
-# %% ../../nbs/data/13_doctor.ipynb #c051
+# %% ../../nbs/data/13_doctor.ipynb #c055
 _CERTAIN = 0.999  # probability from which an image counts as one of another modality
 _LOOKS = ['red', 'green', 'blue', 'red_sd', 'green_sd', 'blue_sd', 'chroma', 'sharpness', 'contrast']
 
@@ -586,7 +586,7 @@ def check_modality(evidence: Evidence) -> list[Finding]:
     return [_judge('pictures', name, good, f'{count_noun(len(found), "image")} may have the wrong modality', fix,
                    _places(found, words))]
 
-# %% ../../nbs/data/13_doctor.ipynb #c053
+# %% ../../nbs/data/13_doctor.ipynb #c057
 _GREY = 1.0  # mean difference between the channels, in grey levels
 _DEPTHS = {'I;16': '16 bit', 'I;16B': '16 bit', 'I': '32 bit', 'F': '32 bit float'}
 
@@ -599,7 +599,7 @@ def _rarer(
     found = rows[kinds != usual]
     return _places(found, [f'{kind}, others {usual}' for kind in kinds[kinds != usual]])
 
-# %% ../../nbs/data/13_doctor.ipynb #c054
+# %% ../../nbs/data/13_doctor.ipynb #c058
 def check_mixtures(evidence: Evidence) -> list[Finding]:
     "Grey and coloured images, and several bit depths, in one modality."
     colour: tuple[Place, ...] = ()
@@ -618,7 +618,7 @@ def check_mixtures(evidence: Evidence) -> list[Finding]:
                'export all with the same depth, or set one intensity range for the modality', depth),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c055
+# %% ../../nbs/data/13_doctor.ipynb #c059
 _USUAL_MODES = ('', 'L', 'RGB', *_DEPTHS)
 
 def check_encoding(evidence: Evidence) -> list[Finding]:
@@ -636,7 +636,7 @@ def check_encoding(evidence: Evidence) -> list[Finding]:
                _places(odd, [f'mode {mode}' for mode in odd['mode']])),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c057
+# %% ../../nbs/data/13_doctor.ipynb #c061
 _RATIO = 1.1  # longer by shorter side from which squeezing to a square is seen
 _SIZE = 2  # times larger or smaller than the median
 _SCALE = 1.5  # largest by smallest nm per px in one modality
@@ -663,7 +663,7 @@ def check_shape(evidence: Evidence) -> list[Finding]:
                'check the magnification, and whether it is a thumbnail or a whole field', sizes),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c058
+# %% ../../nbs/data/13_doctor.ipynb #c062
 def check_scale(evidence: Evidence) -> list[Finding]:
     "Several magnifications in one modality, and images without a scale among others that have one."
     mixed, missing = [], ()
@@ -684,7 +684,7 @@ def check_scale(evidence: Evidence) -> list[Finding]:
                'add the column nm_per_px to the table', missing),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c060
+# %% ../../nbs/data/13_doctor.ipynb #c064
 _ALPHA = 0.01  # probability of a false alarm, all probes together
 _STRONG = 0.75  # AUC from which a shortcut is a FAIL
 _BEYOND = 0.05  # AUC beyond that of the content from which a border and the like are no content
@@ -692,7 +692,7 @@ _NEARLY_ENOUGH = {'colour': 0.85, 'sharpness': 0.97}  # AUC of the content alone
 _FOLLOWS_CONTENT = ('border', 'text or scale bar', 'file size', 'file format', 'black and white level')
 _FEWEST_PATIENTS = 20  # for a probe
 
-# %% ../../nbs/data/13_doctor.ipynb #c061
+# %% ../../nbs/data/13_doctor.ipynb #c065
 _SHORTCUT_FIX = {
     'border': 'crop the border off, or use a margin that does not depend on the source',
     'text or scale bar': 'crop the strip off, or cover all text and bars in all images',
@@ -708,7 +708,7 @@ _SHORTCUT_FIX = {
     'sharpness': 'compare cameras and dates between the classes; check focus and noise',
 }
 
-# %% ../../nbs/data/13_doctor.ipynb #c062
+# %% ../../nbs/data/13_doctor.ipynb #c066
 def _rate_probe(
     kind: str,  # Kind of probe
     auc: float,  # Its AUC
@@ -725,7 +725,7 @@ def _rate_probe(
         return WARN, f'may follow from the content: colours or sharpness alone reach {content:.2f}'
     return (FAIL if auc >= _STRONG else WARN), 'does not come from the disease'
 
-# %% ../../nbs/data/13_doctor.ipynb #c063
+# %% ../../nbs/data/13_doctor.ipynb #c067
 def _probe_groups(evidence: Evidence) -> tuple[pd.Series, bool]:
     "Groups for the probes, joined where patients share a picture; and whether that was not possible."
     df, pairs, patient = evidence.cohort.df, list_copies(evidence), evidence.images.patient
@@ -736,7 +736,7 @@ def _probe_groups(evidence: Evidence) -> tuple[pd.Series, bool]:
     linked = link_groups([[group] for group in df.group], list(shared.values()))
     return pd.Series(linked.groups, df.index), linked.leaky or evidence.cohort.leaky
 
-# %% ../../nbs/data/13_doctor.ipynb #c064
+# %% ../../nbs/data/13_doctor.ipynb #c068
 def probe_cohort(
     evidence: Evidence,
     n_shuffles: int = 499,  # Shuffles of the labels
@@ -753,7 +753,7 @@ def probe_cohort(
     groups, _ = _probe_groups(evidence)
     return run_probes(tables, df.label, groups[df.index], n_shuffles, evidence.n_folds)
 
-# %% ../../nbs/data/13_doctor.ipynb #c065
+# %% ../../nbs/data/13_doctor.ipynb #c069
 def check_shortcuts(evidence: Evidence) -> list[Finding]:
     "Whether the label can be told from things that are not the disease."
     df = evidence.cohort.df
@@ -774,7 +774,7 @@ def check_shortcuts(evidence: Evidence) -> list[Finding]:
         f'the label cannot be told from any of {len(result)} probes (border, text, file size, format, …)'
     return [Finding('shortcuts', 'shortcut', PASS, passed), *findings]
 
-# %% ../../nbs/data/13_doctor.ipynb #c066
+# %% ../../nbs/data/13_doctor.ipynb #c070
 def _shortcut(
     kind: str,  # Kind of probe
     modality: str,  # '' for the whole patient
@@ -792,7 +792,7 @@ def _shortcut(
     name = f'{"baseline" if may_be_signal(kind) else "shortcut"}: {kind}'
     return Finding('shortcuts', name, status, what, '' if status == PASS else _SHORTCUT_FIX[kind])
 
-# %% ../../nbs/data/13_doctor.ipynb #c068
+# %% ../../nbs/data/13_doctor.ipynb #c072
 CHECKS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     check_files, check_classes, check_folds, check_groups, check_precision,
     check_modalities, check_bags, check_tags,
@@ -802,7 +802,7 @@ CHECKS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     check_shortcuts,
 )
 
-# %% ../../nbs/data/13_doctor.ipynb #c069
+# %% ../../nbs/data/13_doctor.ipynb #c073
 def examine(
     cohort: Cohort,  # To be trained on
     test: Cohort | None = None,  # A separate test set
@@ -819,7 +819,7 @@ def examine(
         summary += f'; test set {test.name}: {count_noun(len(test), "patient")}'
     return Diagnosis(cohort.name, summary, findings, cohort.summary())
 
-# %% ../../nbs/data/13_doctor.ipynb #c070
+# %% ../../nbs/data/13_doctor.ipynb #c074
 def check_cohort(
     source: str | Path | pd.DataFrame | Cohort,  # A folder, a table, or a cohort
     test: str | Path | pd.DataFrame | Cohort | None = None,  # A separate test set
@@ -843,7 +843,7 @@ def check_cohort(
         tested = None if test is None else Cohort.read(test, **kwargs)
     return examine(cohort, tested, features, n_folds, progress)
 
-# %% ../../nbs/data/13_doctor.ipynb #c072
+# %% ../../nbs/data/13_doctor.ipynb #c076
 _THUMBS = 12  # thumbnails of one finding at most
 _THUMB_SIDE = 160  # longer side in px
 
@@ -859,7 +859,7 @@ def _thumbnail(path: Path | None) -> str:
     image.save(buffer, 'JPEG', quality=80)
     return base64.b64encode(buffer.getvalue()).decode('ascii')
 
-# %% ../../nbs/data/13_doctor.ipynb #c073
+# %% ../../nbs/data/13_doctor.ipynb #c077
 class _Card(NamedTuple):
     "A finding for the page."
 
@@ -867,7 +867,7 @@ class _Card(NamedTuple):
     pictures: list  # (thumbnail, place)
     rest: list[Place]  # Places without a thumbnail
 
-# %% ../../nbs/data/13_doctor.ipynb #c074
+# %% ../../nbs/data/13_doctor.ipynb #c078
 def _card(finding: Finding) -> _Card:
     "A finding with its thumbnails."
     pictures, rest = [], []
@@ -879,7 +879,7 @@ def _card(finding: Finding) -> _Card:
             rest.append(place)
     return _Card(finding, pictures, rest)
 
-# %% ../../nbs/data/13_doctor.ipynb #c075
+# %% ../../nbs/data/13_doctor.ipynb #c079
 def render_page(
     diagnosis: Diagnosis,
 ) -> str:  # HTML
