@@ -1033,9 +1033,9 @@ def _selection_of_row(
     selection: dict = {}
     for name in ('page', 'channel'):
         if cells.get(name) is not None:
-            if not re.fullmatch(r'\d+', cells[name]):
+            if not re.fullmatch(r'\d+(\.0*)?', cells[name]):  # spreadsheets write whole numbers as 1.0
                 raise ValueError(f'{name} is {cells[name]!r}, not a number from 0')
-            selection[name] = int(cells[name])
+            selection[name] = int(float(cells[name]))
     region = cells.get('region')
     if region is not None:
         numbers = re.split(r'[,; ]+', region.strip('()[] '))
