@@ -393,9 +393,10 @@ class Check:
     def run(self) -> int:
         "Examine, print, write; returns 1 if any line is FAIL."
         from cmus_fastai.data.doctor import check_cohort, write_page
-        options = {name: value for name, value in dict(layout=self.layout, labels=self.labels).items() if value}
+        given = dict(layout=self.layout, labels=self.labels)
+        options: dict = {name: value for name, value in given.items() if value}
         show = self.progress and not self.json
-        diagnosis = check_cohort(self.data, self.test, n_folds=self.folds, progress=show, **options)
+        diagnosis = check_cohort(self.data, self.test, None, self.folds, show, **options)
         print(diagnosis.json() if self.json else diagnosis.text())
         if self.html:
             write_page(diagnosis, self.html)
@@ -423,7 +424,7 @@ def parse(
 # %% ../nbs/cli/00_cli.ipynb #c032
 def main(
     arguments:list | None=None,  # Without the program's name; None: those of this process
-) -> int:                        # Exit code: 0; 1 if `check` found a fault; 2 after an error that the user can fix
+) -> int:                        # 0; 1 if `check` found a fault; 2 after an error that the user can fix
     "Run a command."
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments == ['--version']:

@@ -212,7 +212,8 @@ def optional_packages():
     settings.read(root/'settings.ini', encoding='utf-8')
     extras = {key.removesuffix('_requirements'): re.findall(r'^[\w-]+', settings['DEFAULT'][key], re.M)
               for key in settings.defaults() if key.endswith('_requirements')}
-    return [','.join(name.replace('-', '_') for name in names) for names in extras.values()]
+    # packages of others import hypothesis if they find it, and do not need it
+    return [','.join(name.replace('-', '_') for name in names if name != 'hypothesis') for names in extras.values()]
 
 
 def check_optional():

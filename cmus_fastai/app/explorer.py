@@ -77,7 +77,9 @@ def hidden(self: CaseExplorer) -> list[str]:
 def dropped(self: CaseExplorer) -> list[tuple[str, int]]:
     "The images that were unticked: modality and position."
     boxes = {modality: box.children for modality, box in self.image_boxes.items()}
-    return [(modality, i) for modality in MODALITIES for i, box in enumerate(boxes[modality]) if not box.value]
+    return [
+        (modality, i) for modality in MODALITIES for i, box in enumerate(boxes[modality]) if not box.value
+    ]
 
 # %% ../../nbs/app/01_explorer.ipynb #c018
 def _labelled(
@@ -108,9 +110,7 @@ def _narrow_button(description: str, tooltip: str) -> widgets.Button:
 def _tick_box(description: str, tooltip: str, width: str) -> widgets.Checkbox:
     "A ticked box with a short description."
     layout = widgets.Layout(width=width)
-    return widgets.Checkbox(
-        value=True, description=description, indent=False, tooltip=tooltip, layout=layout
-    )
+    return widgets.Checkbox(value=True, description=description, indent=False, tooltip=tooltip, layout=layout)
 
 # %% ../../nbs/app/01_explorer.ipynb #c022
 @patch
@@ -188,7 +188,7 @@ def _reset_image_controls(
         self._add_ticks(modality, n)
         ticks = self._ticks[modality][:n]
         for place, box in enumerate(ticks):
-            tag = case.tags[modality][place]
+            tag = '' if case is None else case.tags[modality][place]
             box.description = tag or f'{place + 1}'
             box.layout.width = 'auto' if tag else '48px'
         self.image_boxes[modality].children = ticks

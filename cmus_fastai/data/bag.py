@@ -172,7 +172,9 @@ class LoadBag(Transform):
 
     def _stack(self, images):
         "Images [H,W,3] as one tensor [n,3,H,W], 8 bits."
-        pixels = np.stack(images) if images else np.zeros((0, self.settings.size, self.settings.size, 3), np.uint8)
+        pixels = (
+            np.stack(images) if images else np.zeros((0, self.settings.size, self.settings.size, 3), np.uint8)
+        )
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 # %% ../../nbs/data/11_bag.ipynb #c030
@@ -378,7 +380,7 @@ def show_case(
 
 # %% ../../nbs/data/11_bag.ipynb #c053
 def places_for(
-    cases: Iterable[tuple],  # Of each case the OM bag, the IM bag, …: images [N,3,H,W], which are real [N], …
+    cases: Iterable[Sequence],  # Of each case the OM bag, the IM bag, …: images [N,3,H,W], mask [N], …
     most: int = 4,  # The most Axes for one modality
 ) -> tuple[int, int]:
     "How many Axes a figure needs for OM and for IM."
@@ -469,7 +471,8 @@ def show_batch(
     columns = sum(places) + max_tem
     fig, axs = plt.subplots(n, columns, figsize=(1.35 * columns, 1.8 * n), squeeze=False, dpi=80)
     for i in range(n):
-        show_case(axs[i], *cases[i], titles[i], captions[i] if captions else None, places)
+        one_om, one_im, one_tem = cases[i]
+        show_case(axs[i], one_om, one_im, one_tem, titles[i], captions[i] if captions else None, places)
     fig.tight_layout(pad=0.4)
     return None
 
@@ -604,7 +607,8 @@ def dataloaders(
     resample: str = 'bicubic',  # How images are resized
     bucket: bool = True,  # Bring bags of similar size together in training, see `bucket_order`
     cache=None,  # Keep feature maps of frozen encoders: `True` (in memory), a folder, or a `FeatureCache`
-    settings: Mapping[str, ImageSettings] | None = None,  # Default: `cohort_settings` of the training patients
+    settings: Mapping[str, ImageSettings]
+    | None = None,  # Default: `cohort_settings` of the training patients
     **kwargs,  # For fastai's `DataBlock.dataloaders`, e.g. `device`, `pin_memory` (default: if that is a GPU)
 ) -> DataLoaders:  # `dls.train` and `dls.valid`; the cohorts are `dls.cohorts`
     "DataLoaders of a cohort, split by patient."
@@ -847,7 +851,9 @@ def _cohort_of_copies(
             columns[slot].append([copies[_ImageKey(row.name, slot, path)] for path in row[slot]])
     df = cohort.df.assign(**{s: pd.Series(v, cohort.df.index, dtype=object) for s, v in columns.items()})
     digests = {folder / name: notes[name]['copy'] for name in names.values()}
-    tags = {folder / name: cohort.tags[key.source] for key, name in names.items() if key.source in cohort.tags}
+    tags = {
+        folder / name: cohort.tags[key.source] for key, name in names.items() if key.source in cohort.tags
+    }
     return Cohort(df, cohort.classes, cohort.findings, folder, cohort.name, digests, cohort.leaky, tags)
 
 # %% ../../nbs/data/11_bag.ipynb #c098

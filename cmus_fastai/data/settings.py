@@ -28,7 +28,11 @@ class ImageSettings:
     remove_strip: bool = False  # Find the strip with scale bar and text, and leave it out
     nm_per_px: float | None = None  # Bring images of known scale to this one, then crop; None: as they are
     intensity: Intensity | None = None  # How more than 8 bits become 8; None: each file by itself
-    background: tuple[int, int, int] = (255, 255, 255)  # Colour behind transparent pixels and around the picture
+    background: tuple[int, int, int] = (
+        255,
+        255,
+        255,
+    )  # Colour behind transparent pixels and around the picture
 
     def __post_init__(self):
         if self.resize not in RESIZE_MODES:
@@ -49,7 +53,9 @@ def read_square(
     expected: str | None = None,  # Digest that the image must have
 ) -> np.ndarray:  # 8-bit RGB, [size,size,3]
     "Read an image as the square that the network gets."
-    options: dict[str, Any] = dict(background=settings.background, intensity=settings.intensity, expected=expected)
+    options: dict[str, Any] = dict(
+        background=settings.background, intensity=settings.intensity, expected=expected
+    )
     if settings.is_plain:
         return read_image(path, settings.size, settings.resample, **options)
     pixels = read_image(path, **options)
@@ -68,7 +74,7 @@ BACKGROUNDS = {'OM': (255, 255, 255), 'IM': (0, 0, 0), 'TEM': (255, 255, 255)}
 def image_settings(
     size: int = 224,  # Side of the square in px (published: 224)
     resample: str = 'bicubic',  # How they are resized: 'bicubic' or 'bilinear'
-    **options,  # `resize`, `remove_strip`, `nm_per_px`, `intensity`: a value, or a mapping from modality to value
+    **options,  # `resize`, `remove_strip`, `nm_per_px`, `intensity`: a value, or modality → value
 ) -> dict[str, ImageSettings]:  # Modality → settings
     "The settings of each modality."
     settings = {}

@@ -216,7 +216,8 @@ def write_experiment(
         experiment.contributions.to_csv(folder/'contributions.csv')
     _write_page(folder/'report.html', experiment)
     save_model(result.learn.model, folder/'model', experiment.cohorts.train.classes, experiment.config.size,
-               experiment.result.learn.dls.image_settings, seed=experiment.seed, temperature=result.temperatures)
+               experiment.result.learn.dls.image_settings,
+               seed=experiment.seed, temperature=result.temperatures)
 
 # %% ../../nbs/evaluation/04_holdout.ipynb #c028
 def prediction_table(
@@ -311,7 +312,8 @@ def case_views(
         return {name: table.at[patient, f'p_{name}'] for name in test.classes}
 
     def images(case, modality):
-        return [read_square(path, settings[modality], case.get('scales', {}).get(path)) for path in case[modality]]
+        scales = case.get('scales', {})
+        return [read_square(path, settings[modality], scales.get(path)) for path in case[modality]]
 
     views = []
     for patient in pick_cases(outputs.fusion):

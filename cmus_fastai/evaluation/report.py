@@ -512,7 +512,9 @@ class CaseView(NamedTuple):
     images: dict  # 'OM', 'IM', 'TEM' → images, uint8 [H,W,3] or [H,W], any number
     weights: dict  # 'OM', 'IM', 'TEM' → weight of each image in its bag; 0: not used
     tags: Mapping = MappingProxyType({})  # 'OM', 'IM', 'TEM' → stain or antibody of each image, '' if unknown
-    contributions: Mapping = MappingProxyType({})  # Antibody → probability of the predicted class that it adds
+    contributions: Mapping = MappingProxyType(
+        {}
+    )  # Antibody → probability of the predicted class that it adds
 
 # %% ../../nbs/evaluation/03_report.ipynb #c068
 def pick_cases(
@@ -586,7 +588,9 @@ def sort_bag(
     side = 160 if len(weights) == 1 and modality != 'TEM' else 128
     images = []
     for i in order[:MAX_BAG_IMAGES]:
-        alt = ', '.join(filter(None, [case.patient, f'{modality} {i + 1}', tags[i], f'weight {weights[i]:.2f}']))
+        alt = ', '.join(
+            filter(None, [case.patient, f'{modality} {i + 1}', tags[i], f'weight {weights[i]:.2f}'])
+        )
         picture = thumbnail(case.images[modality][i], alt, side)
         images.append(BagImage(picture, weights[i], 100 * weights[i] / largest, tags[i]))
     hidden = weights[order[MAX_BAG_IMAGES:]]
@@ -686,7 +690,9 @@ def contributions_table(
     tags = [column for column in contributions.columns if column not in ('label', 'target')]
     rows = []
     for target, own in contributions.groupby('target'):
-        means = [f'{own[tag].mean():+.2f}'.replace('-', '−') if own[tag].notna().any() else '' for tag in tags]
+        means = [
+            f'{own[tag].mean():+.2f}'.replace('-', '−') if own[tag].notna().any() else '' for tag in tags
+        ]
         rows.append([str(target), str(len(own)), *means])
     return Table(['predicted class', 'patients', *tags], rows)
 

@@ -162,10 +162,14 @@ def _read(
     self: CasePredictor,
     row: pd.Series,  # One patient of a cohort
     modality: str,  # 'OM', 'IM' or 'TEM'
-) -> tuple:  # Images [1,N,3,H,W], mask [1,N], numbers of the tags [1,N]; a missing modality has one empty place
+) -> (
+    tuple
+):  # Images [1,N,3,H,W], mask [1,N], numbers of the tags [1,N]; a missing modality has one empty place
     "The images of one modality as a batch of one."
     paths = CaseImages(modality, self.model.config.get('tags'))(row)
-    images, mask, tags = (x.as_subclass(Tensor) for x in LoadBag(modality, settings=self.settings[modality])(paths))
+    images, mask, tags = (
+        x.as_subclass(Tensor) for x in LoadBag(modality, settings=self.settings[modality])(paths)
+    )
     if not len(mask):
         images, mask, tags = images.new_zeros(1, *images.shape[1:]), mask.new_zeros(1), tags.new_zeros(1)
     device = next(self.model.parameters()).device
@@ -265,7 +269,8 @@ def drop_tags(
     own = self.tags[modality]
     if unknown := sorted(set(tags) - set(own)):
         raise ValueError(
-            f"Patient {self.patient} has no {modality} image of {unknown}. There are {sorted(set(own) - {''})}."
+            f"Patient {self.patient} has no {modality} image of {unknown}. "
+            f"There are {sorted(set(own) - {''})}."
         )
     return self.drop(*(i for i, tag in enumerate(own) if tag in tags), modality=modality)
 
@@ -328,7 +333,9 @@ def contributions(
 ) -> np.ndarray:  # Probability with all images minus that without this one, [N]; 0 where already left out
     "The probability that a class loses when one image at a time is left out."
     k, n = predictor.target(case, target), case.count(modality)
-    variants = [mask.repeat(n + 1, 1) for mask in case.masks]  # a row for each image left out, and one with all
+    variants = [
+        mask.repeat(n + 1, 1) for mask in case.masks
+    ]  # a row for each image left out, and one with all
     variants[MODALITIES.index(modality)][range(n), range(n)] = False
     p = _masked_probabilities(predictor, case, variants)[:, k].cpu().numpy()
     return p[-1] - p[:-1]
@@ -905,7 +912,7 @@ def _attention_attribution(
     target: str,  # Class, to be noted
     **kwargs: Any,  # Of `attention`: token, head
 ) -> Attribution:
-    "Attention as an `Attribution`, times the weight of each image; all pixels of a TEM image have its weight."
+    "Attention as an `Attribution`, times the weight of each image; a TEM image has one value."
     maps = attention(predictor, case, **kwargs)
     if not maps and 'TEM' not in case.present:
         raise ValueError(f"Patient {case.patient} has no TEM, so there is no attention to OM and IM.")
@@ -920,7 +927,8 @@ def _attention_attribution(
         known = modality in maps or modality == 'TEM'
         image_weights = weights[modality.lower()][0, : case.count(modality)].tolist()
         bags[modality] = [w * share if here and known else None for w, here in zip(image_weights, mask[0])]
-    return Attribution('attention', target, 'fusion', **bags, signed=False)
+    om, im, tem = bags.values()
+    return Attribution('attention', target, 'fusion', om, im, tem, signed=False)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c094
 def attribute(
@@ -949,7 +957,8 @@ def attribute(
     for modality, values, mask in zip(MODALITIES, pixels, case.masks):
         n = case.count(modality)
         bags[modality] = [x if here else None for x, here in zip(values[:n], mask[0])]
-    return Attribution(method, predictor.classes[k], output, **bags, signed=signed, info=info)
+    om, im, tem = bags.values()
+    return Attribution(method, predictor.classes[k], output, om, im, tem, signed, info)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c096
 def smooth(
@@ -962,7 +971,7 @@ def smooth(
     blurred = {}
     for m in MODALITIES:
         blurred[m] = [None if x is None else gaussian_filter(x, sigma) for x in a.maps(m)]
-    return replace(a, **blurred)
+    return replace(a, OM=blurred['OM'], IM=blurred['IM'], TEM=blurred['TEM'])
 
 # %% ../../nbs/explain/00_attribution.ipynb #c097
 def scale_of(
@@ -1001,6 +1010,7 @@ def overlay(
 
 # %% ../../nbs/explain/00_attribution.ipynb #c100
 PIXEL_METHODS = ('ig', 'gradient_shap')  # Noisy maps, blurred by 2 px for display
+
 
 def _draw_row(
     axs: np.ndarray,  # One for each image

@@ -237,7 +237,8 @@ def _map_from_images(
         pairs = zip(images.flatten(0, -4).cpu(), mask.flatten().tolist())
         maps.append([function(image) if here else None for image, here in pairs])
     bags = {m: values[: case.count(m)] for m, values in zip(MODALITIES, maps)}
-    return Attribution(name, '', '', **bags, signed=False)
+    om, im, tem = bags.values()
+    return Attribution(name, '', '', om, im, tem, signed=False)
 
 # %% ../../nbs/explain/01_audit.ipynb #c040
 def edge_map(
@@ -374,6 +375,7 @@ def _pixels_of_both(
     if not pairs:
         return np.empty(0), np.empty(0)
     return np.concatenate([x.ravel() for x, _ in pairs]), np.concatenate([y.ravel() for _, y in pairs])
+
 
 def _is_constant(x):
     "Whether all values are equal, up to rounding."
@@ -535,6 +537,7 @@ def attribution(
         else:
             self.attributions[key] = self._attribute(self.predictor, case, method, None)
     return self.attributions[key]
+
 
 @patch
 def _attribute(self: Auditor, predictor, case, method, target):

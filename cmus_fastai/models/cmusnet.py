@@ -42,7 +42,9 @@ class MaskedBags(NamedTuple):
 
 
 def as_bags(
-    x: Tensor | Sequence | None,  # Images or maps [B,N,...] or [B,...]; or a tuple of them, mask, tags; or None
+    x: Tensor
+    | Sequence
+    | None,  # Images or maps [B,N,...] or [B,...]; or a tuple of them, mask, tags; or None
 ) -> MaskedBags | None:
     "The images of one modality with mask and tags; without a mask all are real."
     if x is None:
@@ -51,12 +53,20 @@ def as_bags(
     images = given.as_subclass(Tensor)  # typed tensors of fastai may not meet in one operation
     n_dims = images.ndim - 3  # 1 for one image per patient, 2 for bags
     shape = images.shape[:n_dims]
-    mask = torch.ones(shape, dtype=torch.bool, device=images.device) if mask is None else mask.as_subclass(Tensor).bool()
+    mask = (
+        torch.ones(shape, dtype=torch.bool, device=images.device)
+        if mask is None
+        else mask.as_subclass(Tensor).bool()
+    )
     if mask.shape != shape:
         raise ValueError(
             f"a mask of shape {tuple(mask.shape)} does not fit images of shape {tuple(images.shape)}"
         )
-    tags = torch.zeros(shape, dtype=torch.long, device=images.device) if tags is None else tags.as_subclass(Tensor)
+    tags = (
+        torch.zeros(shape, dtype=torch.long, device=images.device)
+        if tags is None
+        else tags.as_subclass(Tensor)
+    )
     bags = MaskedBags(images, mask, tags)
     return bags if n_dims == 2 else MaskedBags(*(values.unsqueeze(1) for values in bags))
 
@@ -142,7 +152,9 @@ class CMUSHead(nn.Module):
         self.om = _branch_head(proj or dim, n_classes, branch_relu)
         self.im = _branch_head(proj or dim, n_classes, branch_relu)
         self.tem = _branch_head(proj or dim, n_classes, branch_relu)
-        with torch.random.fork_rng(devices=[]):  # the published parts start from the same numbers without these
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # the published parts start from the same numbers without these
             self.om_aggregator = make_aggregator(om_aggregator, dim, n_classes, **(om_aggregator_kw or {}))
             self.im_aggregator = make_aggregator(im_aggregator, dim, n_classes, **(im_aggregator_kw or {}))
         self.tags = nn.ModuleDict(_tag_embeddings(tags or {}, dim))
@@ -166,7 +178,9 @@ def _tag_embeddings(tags: dict, dim: int) -> dict[str, nn.Embedding]:
     for modality, names in tags.items():
         if modality not in MODALITIES:
             raise ValueError(f"tags={tags}: choose the modalities from {list(MODALITIES)}")
-        embedding = nn.Embedding.from_pretrained(torch.zeros(1 + len(names), dim), freeze=False, padding_idx=0)
+        embedding = nn.Embedding.from_pretrained(
+            torch.zeros(1 + len(names), dim), freeze=False, padding_idx=0
+        )
         embeddings[modality.lower()] = embedding
     return embeddings
 
@@ -281,7 +295,9 @@ class CMUSNet(nn.Module):
 
     def forward(
         self,
-            om: Tensor | Sequence | None,  # OM images in [0,1], [B,N,3,H,W] or [B,3,H,W]; or with mask, tags; or None
+        om: Tensor
+        | Sequence
+        | None,  # OM images in [0,1], [B,N,3,H,W] or [B,3,H,W]; or with mask, tags; or None
         im: Tensor | Sequence | None,  # IM images, likewise
         tem: Tensor | Sequence | None,  # TEM images, likewise
         need_weights: bool = False,  # Return the fusion's attention

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import torch
 from fastai.data.all import DataLoaders
@@ -27,7 +27,7 @@ from fastprogress.fastprogress import progress_bar
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
-from ..core import MODALITIES, count_noun, digest, write_file
+from ..core import MODALITIES, count_noun, write_file
 from ..data.bag import BAG_KINDS, TriModalDL, tagged_paths
 from ..data.images import image_digest
 from ..data.settings import ImageSettings, image_settings, read_square, settings_to_json
@@ -453,9 +453,10 @@ def collate_maps(
 ) -> tuple:  # OM, IM and TEM bags, padded, and class numbers if there are any
     "Put the maps of some cases into a batch; every map is copied once, directly to its place."
     shape = next(feature_map.shape for item in items for bag in item[:3] for feature_map in bag.maps)
-    *by_modality, y = zip(*items) if len(items[0]) > 3 else (*zip(*items), None)
+    by_modality = list(zip(*items))
+    y = by_modality[3] if len(by_modality) > 3 else None
     bags = []
-    for kind, cases in zip(BAG_KINDS.values(), by_modality):
+    for kind, cases in zip(BAG_KINDS.values(), by_modality[:3]):
         length = max(kind.places, *(len(bag.maps) for bag in cases))
         bags.append(kind.bag(*_padded(cases, length, shape, dtype)))
     return tuple(bags) if y is None else (*bags, torch.tensor(y))
@@ -509,7 +510,7 @@ def loader(
     "Encode what is missing, and load cases of maps."
     n_views = self.n_views if train else 1
     fingerprints = self.fill(model, cohort, n_views, size, resample, num_workers, settings)
-    tags = model.config.get('tags')
+    tags: Any = model.config.get('tags')
     cases = FeatureCases(self, fingerprints, cohort, classes, n_views, tags)
     bs = self.bs or bs
     bs = bs if train else max(bs, 16)  # without training, the batch size changes no result
