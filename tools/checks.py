@@ -213,7 +213,8 @@ def optional_packages():
     extras = {key.removesuffix('_requirements'): re.findall(r'^[\w-]+', settings['DEFAULT'][key], re.M)
               for key in settings.defaults() if key.endswith('_requirements')}
     # packages of others import hypothesis if they find it, and do not need it
-    return [','.join(name.replace('-', '_') for name in names if name != 'hypothesis') for names in extras.values()]
+    groups = [[name.replace('-', '_') for name in names if name != 'hypothesis'] for names in extras.values()]
+    return [','.join(group) for group in groups]
 
 
 def check_optional():
