@@ -16,10 +16,12 @@ from fastcore.basics import patch
 from markupsafe import Markup
 from .casebook import OVERLAYS, CaseBook, Explanation, neighbour
 from .casebook import case_html, cases_html, error_html, saved_html, status_html
-from .casebook import opacity_html, save_case, style_html, unused_path
+from .casebook import image_name, opacity_html, save_case, style_html, unused_path
 from ..core import MODALITIES
 from ..data.cohort import Cohort
-from ..explain.attribution import CasePredictor, as_predictor
+from ..data.settings import settings_from_json
+from ..data.tags import TAG_KINDS
+from ..explain.attribution import Case, CasePredictor, as_predictor
 from ..training.artifact import load_model
 
 # %% ../../nbs/app/01_explorer.ipynb #c007
@@ -31,7 +33,8 @@ def load_predictor(
         return as_predictor(model)
     network, config = load_model(model)
     temperature = config['info'].get('temperature', 1.0)
-    return CasePredictor(network, config['classes'], config['size'], config['resample'], temperature)
+    settings = settings_from_json(config['images'])
+    return CasePredictor(network, config['classes'], temperature=temperature, settings=settings)
 
 # %% ../../nbs/app/01_explorer.ipynb #c012
 class CaseExplorer(widgets.Box):
@@ -72,9 +75,10 @@ def hidden(self: CaseExplorer) -> list[str]:
 
 # %% ../../nbs/app/01_explorer.ipynb #c016
 @patch(as_prop=True)
-def dropped(self: CaseExplorer) -> list[int]:
-    "The positions of TEM images that were unticked."
-    return [i for i, box in enumerate(self.tem_boxes.children) if not box.value]
+def dropped(self: CaseExplorer) -> list[tuple[str, int]]:
+    "The images that were unticked: modality and position."
+    places = [(m, i, box) for m in MODALITIES for i, box in enumerate(self.image_boxes[m].children)]
+    return [(modality, place) for modality, place, box in places if not box.value]
 
 # %% ../../nbs/app/01_explorer.ipynb #c018
 def _labelled(
@@ -157,37 +161,104 @@ def _make_overlay_controls(self: CaseExplorer):
     )
 
 # %% ../../nbs/app/01_explorer.ipynb #c025
+def _wrapping_row() -> widgets.Box:
+    "A row that continues on the next line."
+    return widgets.Box(layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%'))
+
+# %% ../../nbs/app/01_explorer.ipynb #c026
 @patch
 def _make_image_controls(self: CaseExplorer):
     "Which images the model receives."
     self.modality_boxes = {
         name: _tick_box(name, f'Give {name} to the model', width='62px') for name in MODALITIES
     }
-    self._tem_boxes = []  # Tick boxes, as many as the largest bag that was shown
-    self.tem_boxes = widgets.Box(
-        layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%')
-    )
+    self._image_ticks: dict = {name: [] for name in MODALITIES}  # As many as the largest bag that was shown
+    self._tag_ticks: dict = {}  # (modality, stain or antibody) → tick box
+    self.image_titles = {name: widgets.HTML(f'{name} images:') for name in MODALITIES}
+    self.image_boxes = {name: _wrapping_row() for name in MODALITIES}
+    self.tag_titles = {name: widgets.HTML(f'{name}, by {TAG_KINDS[name][0]}:') for name in MODALITIES}
+    self.tag_boxes = {name: _wrapping_row() for name in MODALITIES}
     self.all_button = _wide_button('Use all images', 'Gives all images to the model again')
 
-# %% ../../nbs/app/01_explorer.ipynb #c026
+# %% ../../nbs/app/01_explorer.ipynb #c027
 @patch
 def _reset_image_controls(
     self: CaseExplorer,
-    n: int,  # Number of TEM images
+    case: Case | None,  # The patient's; None if there is none
 ):
-    "Show a box for each TEM image and tick all boxes."
-    for number in range(len(self._tem_boxes) + 1, n + 1):
-        box = _tick_box(f'{number}', f'Give TEM image {number} to the model', width='48px')
-        box.observe(self._control_changed, 'value')
-        self._tem_boxes.append(box)
-    for box in (*self._tem_boxes, *self.modality_boxes.values()):
+    "Show a ticked box for each image, stain and antibody of a bag, and tick the modalities."
+    for box in self.modality_boxes.values():
         box.value = True
-    self.tem_boxes.children = self._tem_boxes[:n]
-
-# %% ../../nbs/app/01_explorer.ipynb #c028
-_NO_PATIENT = ('no other patient', '')
+    for modality in MODALITIES:
+        shown = case is not None and (modality == 'TEM' or case.count(modality) > 1)
+        names = [image_name(case, modality, i) for i in range(case.count(modality))] if shown else []
+        tags = _shared_tags(case.tags[modality]) if shown else {}
+        self._show_ticks(self.image_boxes[modality], self._name_image_ticks(modality, names))
+        self._show_ticks(self.tag_boxes[modality], self._name_tag_ticks(modality, tags))
+        self.image_titles[modality].layout.display = None if names or modality == 'TEM' else 'none'
+        self.tag_titles[modality].layout.display = None if tags else 'none'
 
 # %% ../../nbs/app/01_explorer.ipynb #c029
+def _shared_tags(
+    tags: list[str],  # Of the images of a bag; '' where not known
+) -> dict[str, list[int]]:  # Tag → positions; empty if no two images share one
+    "The images of each stain or antibody."
+    places: dict[str, list[int]] = {}
+    for place, tag in enumerate(tags):
+        if tag:
+            places.setdefault(tag, []).append(place)
+    return places if any(len(same) > 1 for same in places.values()) else {}
+
+# %% ../../nbs/app/01_explorer.ipynb #c030
+@patch
+def _show_ticks(self: CaseExplorer, row: widgets.Box, ticks: list[widgets.Checkbox]):
+    "Show these boxes in a row, all ticked."
+    for box in ticks:
+        box.value = True
+    row.children = ticks
+
+# %% ../../nbs/app/01_explorer.ipynb #c031
+@patch
+def _name_image_ticks(
+    self: CaseExplorer,
+    modality: str,
+    names: list[str],  # Names of the images, from `image_name`
+) -> list[widgets.Checkbox]:
+    "One box per image."
+    ticks = self._image_ticks[modality]
+    while len(ticks) < len(names):
+        box = _tick_box('', '', width='48px')
+        box.observe(self._image_changed, 'value')
+        ticks.append(box)
+    for box, name in zip(ticks, names):
+        box.description = name.removeprefix(f'{modality} ')
+        box.tooltip = f'Give {name} to the model'
+        box.layout.width = '48px' if box.description.isdecimal() else 'auto'
+    return ticks[: len(names)]
+
+# %% ../../nbs/app/01_explorer.ipynb #c032
+@patch
+def _name_tag_ticks(
+    self: CaseExplorer,
+    modality: str,
+    tags: dict[str, list[int]],  # From `_shared_tags`
+) -> list[widgets.Checkbox]:
+    "One box per stain or antibody."
+    ticks = []
+    for tag, places in tags.items():
+        if (modality, tag) not in self._tag_ticks:
+            box = _tick_box('', f'Give all {modality} images of {tag} to the model', width='auto')
+            box.observe(self._tag_changed, 'value')
+            self._tag_ticks[modality, tag] = box
+        box = self._tag_ticks[modality, tag]
+        box.description = f'{tag} ({len(places)})'
+        ticks.append(box)
+    return ticks
+
+# %% ../../nbs/app/01_explorer.ipynb #c034
+_NO_PATIENT = ('no other patient', '')
+
+# %% ../../nbs/app/01_explorer.ipynb #c035
 @patch
 def _make_comparison_controls(self: CaseExplorer):
     "A second patient."
@@ -198,7 +269,7 @@ def _make_comparison_controls(self: CaseExplorer):
         options=[_NO_PATIENT, *self._titles(self.book.patients())],
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c030
+# %% ../../nbs/app/01_explorer.ipynb #c036
 @patch
 def _make_save_controls(self: CaseExplorer):
     "Saving what is shown."
@@ -209,7 +280,7 @@ def _make_save_controls(self: CaseExplorer):
     }
     self.saved = widgets.HTML(layout=widgets.Layout(width='100%'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c032
+# %% ../../nbs/app/01_explorer.ipynb #c038
 @patch
 def _make_page(self: CaseExplorer):
     "Put the controls in a column and the page beside it."
@@ -228,19 +299,21 @@ def _make_page(self: CaseExplorer):
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
-# %% ../../nbs/app/01_explorer.ipynb #c033
+# %% ../../nbs/app/01_explorer.ipynb #c039
 @patch
 def _control_column(self: CaseExplorer) -> widgets.VBox:
     "All controls, in the order in which they are used."
     steps = widgets.HBox([self.previous_button, self.next_button])
     modalities = widgets.HBox(list(self.modality_boxes.values()))
     formats = widgets.HBox(list(self.save_buttons.values()))
-    tem_title = widgets.HTML('TEM images:')
+    bags = []
+    for name in MODALITIES:
+        bags += [self.tag_titles[name], self.tag_boxes[name], self.image_titles[name], self.image_boxes[name]]
     notice = _group('Case explorer', widgets.HTML(status_html('For research, not for clinical use.')))
     groups = [
         _group('Patient', self.filter, self.patient_list, steps, self.predict_button, self.cohort_line),
         _group('Overlay', self.overlay, self.compute_button, self.target, self.opacity),
-        _group('Images given to the model', modalities, tem_title, self.tem_boxes, self.all_button),
+        _group('Images given to the model', modalities, *bags, self.all_button),
         _group('Comparison', self.second_patient),
         _group('Saving', self.file_name, formats, self.saved),
     ]
@@ -248,13 +321,13 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     column.add_class('cmus-controls')
     return column
 
-# %% ../../nbs/app/01_explorer.ipynb #c034
+# %% ../../nbs/app/01_explorer.ipynb #c040
 def _group(title: str, *controls: widgets.Widget) -> widgets.VBox:
     "Controls below a title."
     title = widgets.HTML(Markup('<b>{}</b>').format(title))
     return widgets.VBox([title, *controls], layout=widgets.Layout(width='100%', overflow='visible'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c036
+# %% ../../nbs/app/01_explorer.ipynb #c042
 @patch
 def _connect(self: CaseExplorer):
     "Call a method when a control changes."
@@ -271,7 +344,7 @@ def _connect(self: CaseExplorer):
     for kind, button in self.save_buttons.items():
         button.on_click(lambda _, kind=kind: self._save(kind))
 
-# %% ../../nbs/app/01_explorer.ipynb #c038
+# %% ../../nbs/app/01_explorer.ipynb #c044
 @patch
 @contextmanager
 def _silently(self: CaseExplorer) -> Iterator[None]:
@@ -282,27 +355,63 @@ def _silently(self: CaseExplorer) -> Iterator[None]:
     finally:
         self._silent = False
 
-# %% ../../nbs/app/01_explorer.ipynb #c039
+# %% ../../nbs/app/01_explorer.ipynb #c045
 @patch
 def _control_changed(self: CaseExplorer, change):
     "A control has another value."
     if not self._silent:
         self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c040
+# %% ../../nbs/app/01_explorer.ipynb #c046
+@patch
+def _shared_boxes(self: CaseExplorer) -> list[tuple[widgets.Checkbox, list[widgets.Checkbox]]]:
+    "The box of each stain or antibody that is shown, and the boxes of its images."
+    pairs = []
+    for modality in MODALITIES:
+        if self.tag_boxes[modality].children:
+            images = self.image_boxes[modality].children
+            tags = _shared_tags(self.book.case(self.patient).tags[modality])
+            groups = [[images[place] for place in places] for places in tags.values()]
+            pairs += zip(self.tag_boxes[modality].children, groups)
+    return pairs
+
+# %% ../../nbs/app/01_explorer.ipynb #c047
+@patch
+def _tag_changed(self: CaseExplorer, change):
+    "A stain or an antibody was ticked or unticked: so are its images."
+    if self._silent:
+        return
+    with self._silently():
+        for box, images in self._shared_boxes():
+            for image in images if box is change.owner else ():
+                image.value = change.new
+    self._update()
+
+# %% ../../nbs/app/01_explorer.ipynb #c048
+@patch
+def _image_changed(self: CaseExplorer, change):
+    "An image was ticked or unticked: a stain or an antibody is ticked as long as one of its images is."
+    if self._silent:
+        return
+    with self._silently():
+        for box, images in self._shared_boxes():
+            box.value = any(image.value for image in images)
+    self._update()
+
+# %% ../../nbs/app/01_explorer.ipynb #c049
 @patch
 def _patient_changed(self: CaseExplorer, change):
     "Another patient was chosen."
     if not self._silent:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c041
+# %% ../../nbs/app/01_explorer.ipynb #c050
 @patch
 def _opacity_changed(self: CaseExplorer, change):
     "The slider was moved: only one line of style changes."
     self.opacity_style.value = opacity_html(change.new, self._scope)
 
-# %% ../../nbs/app/01_explorer.ipynb #c042
+# %% ../../nbs/app/01_explorer.ipynb #c051
 @patch
 def _filter_changed(self: CaseExplorer, change):
     "List other patients; the present one stays if it is among them."
@@ -313,7 +422,7 @@ def _filter_changed(self: CaseExplorer, change):
     if self.patient != present:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c043
+# %% ../../nbs/app/01_explorer.ipynb #c052
 @patch
 def _go(
     self: CaseExplorer,
@@ -325,20 +434,20 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c045
+# %% ../../nbs/app/01_explorer.ipynb #c054
 @patch
 def _show_patient(self: CaseExplorer):
     "Show the chosen patient with all images."
     try:
-        n = 0 if self.patient is None else self.book.case(self.patient).n
+        case = None if self.patient is None else self.book.case(self.patient)
     except (OSError, ValueError):
-        n = 0  # `_update` writes the error on the page
+        case = None  # `_update` writes the error on the page
     with self._silently():
-        self._reset_image_controls(n)
+        self._reset_image_controls(case)
         self.saved.value = ''
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c046
+# %% ../../nbs/app/01_explorer.ipynb #c055
 @patch
 def _update(
     self: CaseExplorer,
@@ -359,16 +468,16 @@ def _update(
     self.compute_button.disabled = wait or not slow
     self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
 
-# %% ../../nbs/app/01_explorer.ipynb #c047
+# %% ../../nbs/app/01_explorer.ipynb #c056
 @patch
-def _requests(self: CaseExplorer) -> list[tuple[str, list[int]]]:
-    "The patients to show, each with the TEM images to leave out."
+def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
+    "The patients to show, each with the images to leave out."
     requests = [(self.patient, self.dropped)]
     if self.second_patient.value:
         requests.append((self.second_patient.value, []))
     return requests
 
-# %% ../../nbs/app/01_explorer.ipynb #c048
+# %% ../../nbs/app/01_explorer.ipynb #c057
 @patch
 def _prepare_update(self: CaseExplorer) -> str:
     "Set the menus; return the waiting time in words, empty if the overlay comes at once."
@@ -384,7 +493,7 @@ def _prepare_update(self: CaseExplorer) -> str:
     except (OSError, ValueError):
         return ''  # `_case_html` writes the error on the page
 
-# %% ../../nbs/app/01_explorer.ipynb #c049
+# %% ../../nbs/app/01_explorer.ipynb #c058
 @patch
 def _set_menus(self: CaseExplorer):
     "Offer what this patient has: overlays, modalities, a name for the file."
@@ -401,9 +510,9 @@ def _set_menus(self: CaseExplorer):
             box.disabled = not names[modality]
         self.file_name.value = f'{self.patient} {self.overlay.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c050
+# %% ../../nbs/app/01_explorer.ipynb #c059
 @patch
-def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool) -> Markup:
+def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
     target = self.target.value or None
     try:
@@ -413,7 +522,7 @@ def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool)
     self.explanations.append(explanation)
     return case_html(explanation)
 
-# %% ../../nbs/app/01_explorer.ipynb #c052
+# %% ../../nbs/app/01_explorer.ipynb #c061
 @patch
 def _predict_all(self: CaseExplorer):
     "Predict every patient, then offer the filters that need it."
@@ -425,7 +534,7 @@ def _predict_all(self: CaseExplorer):
     else:
         self.task = loop.create_task(self._predict_in_background())
 
-# %% ../../nbs/app/01_explorer.ipynb #c053
+# %% ../../nbs/app/01_explorer.ipynb #c062
 @patch
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
@@ -447,7 +556,7 @@ async def _predict_in_background(self: CaseExplorer):
         self._refresh_titles(self.second_patient, [_NO_PATIENT])
     self.cohort_line.value = status_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c054
+# %% ../../nbs/app/01_explorer.ipynb #c063
 @patch
 def _refresh_titles(
     self: CaseExplorer,
@@ -460,7 +569,7 @@ def _refresh_titles(
     menu.options = [*first, *self._titles(patients)]
     menu.value = chosen
 
-# %% ../../nbs/app/01_explorer.ipynb #c056
+# %% ../../nbs/app/01_explorer.ipynb #c065
 @patch
 def _save(
     self: CaseExplorer,
@@ -477,7 +586,7 @@ def _save(
     except (OSError, ValueError) as error:
         self.saved.value = status_html(f'Not saved: {error}')
 
-# %% ../../nbs/app/01_explorer.ipynb #c058
+# %% ../../nbs/app/01_explorer.ipynb #c067
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients
