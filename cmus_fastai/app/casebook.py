@@ -126,7 +126,7 @@ class Explanation:
     full_probs: pd.DataFrame  # The same with all images
     bags: dict[str, pd.DataFrame]  # 'OM', 'IM', 'TEM' → one row per image, see `instances`
     shapley: pd.Series  # Contribution of each modality, see `shapley`
-    by_tag: dict[str, pd.Series]  # 'OM', 'IM', 'TEM' → contribution of each stain or antibody; only bags with tags
+    by_tag: dict[str, pd.Series]  # Modality → contribution of each stain or antibody; only bags with tags
     target: str  # Class that is explained
     overlay: str  # Name from `OVERLAYS`
     attribution: Attribution | None  # What the overlay shows; None: no overlay, or not computed yet
@@ -310,7 +310,7 @@ class _Outputs(NamedTuple):
 
 # %% ../../nbs/app/00_casebook.ipynb #c043
 def _count_tags(case: Case, modality: str) -> int:
-    "Number of different stains or antibodies in a bag; 0 for a single image, whose share is that of its modality."
+    "Number of different stains or antibodies in a bag; 0 for a single image."
     tags = case.tags[modality]
     return len(set(tags)) if any(tags) and len(tags) > 1 and modality in case.present else 0
 
@@ -759,6 +759,9 @@ def _picture(image: CaseImage | None, modality: str, text: str, masked: bool, ta
     return _Picture(modality, text, _data_uri(image.pixels, 'jpeg'), overlay, masked, tag)
 
 # %% ../../nbs/app/00_casebook.ipynb #c102
+_MAX_NOTES = 3
+
+# %% ../../nbs/app/00_casebook.ipynb #c103
 def _heading(e: Explanation) -> dict:
     "Patient, diagnosis, prediction, and what changed when images were taken away."
     before = e.full_probs.at['fusion', e.target]
@@ -773,10 +776,11 @@ def _heading(e: Explanation) -> dict:
         before=_number(before),
         after=_number(after),
         difference=_number(after - before, sign=True),
-        notes=e.notes,
+        notes=e.notes[:_MAX_NOTES],
+        more_notes=e.notes[_MAX_NOTES:],
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c103
+# %% ../../nbs/app/00_casebook.ipynb #c104
 def _single_images(e: Explanation, images: dict) -> list[_Picture]:
     "OM and IM, where there is at most one image; several images are a bag."
     pictures = []
@@ -790,18 +794,18 @@ def _single_images(e: Explanation, images: dict) -> list[_Picture]:
             pictures.append(_picture(images[modality][0], modality, text, masked, tags[0]))
     return pictures
 
-# %% ../../nbs/app/00_casebook.ipynb #c104
+# %% ../../nbs/app/00_casebook.ipynb #c105
 class _ProbabilityCell(NamedTuple):
     bar: _Bar
     highest: bool  # Highest probability of this output
 
-# %% ../../nbs/app/00_casebook.ipynb #c105
+# %% ../../nbs/app/00_casebook.ipynb #c106
 class _ProbabilityRow(NamedTuple):
     class_name: str
     is_label: bool  # The diagnosis
     cells: list  # One `_ProbabilityCell` per output; None if its modality is missing
 
-# %% ../../nbs/app/00_casebook.ipynb #c106
+# %% ../../nbs/app/00_casebook.ipynb #c107
 def _probability_rows(e: Explanation) -> list[_ProbabilityRow]:
     "Probabilities of every class: one row per class, one cell per output."
     rows = []
@@ -810,7 +814,7 @@ def _probability_rows(e: Explanation) -> list[_ProbabilityRow]:
         rows.append(_ProbabilityRow(class_name, class_name == e.case.label, cells))
     return rows
 
-# %% ../../nbs/app/00_casebook.ipynb #c107
+# %% ../../nbs/app/00_casebook.ipynb #c108
 def _probability_cell(probs: pd.Series, output: str, class_name: str) -> _ProbabilityCell | None:
     "The probability of one class by one output."
     if not np.isfinite(probs[class_name]):
@@ -818,14 +822,14 @@ def _probability_cell(probs: pd.Series, output: str, class_name: str) -> _Probab
     bar = _bar(probs[class_name], 1, OUTPUT_COLOURS[output.lower()])
     return _ProbabilityCell(bar, class_name == probs.idxmax())
 
-# %% ../../nbs/app/00_casebook.ipynb #c109
+# %% ../../nbs/app/00_casebook.ipynb #c110
 def _contribution_bars(e: Explanation) -> dict[str, _Bar | None]:
     "Contribution of each modality; None if it is missing."
     longest = max(float(e.shapley[list(MODALITIES)].abs().max()), 0.1)
     present = e.case.present
     return {m: _signed_bar(e.shapley[m], longest) if m in present else None for m in MODALITIES}
 
-# %% ../../nbs/app/00_casebook.ipynb #c110
+# %% ../../nbs/app/00_casebook.ipynb #c111
 def _legend(e: Explanation) -> dict | None:  # None: no overlay is shown
     "The colour scale with its numbers."
     if e.attribution is None:
@@ -842,21 +846,21 @@ def _legend(e: Explanation) -> dict | None:  # None: no overlay is shown
         colours=','.join(f'rgba({r},{g},{b},{alpha / 255:.2f})' for r, g, b, alpha in colours.tolist()),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c111
+# %% ../../nbs/app/00_casebook.ipynb #c112
 def _overlay_text(e: Explanation) -> str:
     "What the overlay shows; empty if it is not shown."
     if e.attribution is None and e.overlay != 'none':
         return ''
     return OVERLAYS[e.overlay].description.format(target=e.target)
 
-# %% ../../nbs/app/00_casebook.ipynb #c113
+# %% ../../nbs/app/00_casebook.ipynb #c114
 class _Status(NamedTuple):
     "What happened to an image of a bag."
 
     name: str  # For the style sheet
     text: str
 
-# %% ../../nbs/app/00_casebook.ipynb #c114
+# %% ../../nbs/app/00_casebook.ipynb #c115
 _STATUS = {
     'hidden': _Status('hidden', 'hidden'),
     'medoid': _Status('medoid', '◆ medoid'),
@@ -864,7 +868,7 @@ _STATUS = {
     'rejected': _Status('rejected', '✕ rejected'),
 }
 
-# %% ../../nbs/app/00_casebook.ipynb #c115
+# %% ../../nbs/app/00_casebook.ipynb #c116
 def _image_status(
     row: pd.Series,  # Of the table `instances`
 ) -> _Status:
@@ -877,7 +881,7 @@ def _image_status(
         return _STATUS['medoid']
     return _STATUS['kept' if row.kept else 'rejected']
 
-# %% ../../nbs/app/00_casebook.ipynb #c116
+# %% ../../nbs/app/00_casebook.ipynb #c117
 class _Tile(NamedTuple):
     "An image of a bag with its status and its bars."
 
@@ -889,7 +893,7 @@ class _Tile(NamedTuple):
     weight: _Bar
     contribution: _Bar
 
-# %% ../../nbs/app/00_casebook.ipynb #c117
+# %% ../../nbs/app/00_casebook.ipynb #c118
 def _tiles(e: Explanation, modality: str, images: list[CaseImage]) -> list[_Tile]:
     "The images of a modality in the order of the bag."
     table = e.bags[modality]
@@ -907,7 +911,7 @@ def _tiles(e: Explanation, modality: str, images: list[CaseImage]) -> list[_Tile
         tiles.append(_Tile(name, label, shown, *status, weight, contribution))
     return tiles
 
-# %% ../../nbs/app/00_casebook.ipynb #c118
+# %% ../../nbs/app/00_casebook.ipynb #c119
 class _Bag(NamedTuple):
     "The images of a modality, for the page."
 
@@ -915,17 +919,17 @@ class _Bag(NamedTuple):
     tiles: list  # Of `_Tile`
     has_smil: bool  # The weights are SMIL's
 
-# %% ../../nbs/app/00_casebook.ipynb #c119
+# %% ../../nbs/app/00_casebook.ipynb #c120
 def _bag_modalities(e: Explanation) -> list[str]:
     "Modalities that are shown as a bag: TEM, and OM and IM if they have several images."
     return [m for m in MODALITIES if m == 'TEM' or e.case.count(m) > 1]
 
-# %% ../../nbs/app/00_casebook.ipynb #c120
+# %% ../../nbs/app/00_casebook.ipynb #c121
 def _bags(e: Explanation, images: dict) -> list[_Bag]:
     "The bags of a page, from top to bottom."
     return [_Bag(m, _tiles(e, m, images[m]), 'kept' in e.bags[m]) for m in _bag_modalities(e)]
 
-# %% ../../nbs/app/00_casebook.ipynb #c122
+# %% ../../nbs/app/00_casebook.ipynb #c123
 class _TagBars(NamedTuple):
     "Contributions of the stains or antibodies of a bag, for the page."
 
@@ -933,7 +937,7 @@ class _TagBars(NamedTuple):
     kind: str  # 'stain' or 'antibody'
     bars: dict[str, _Bar]
 
-# %% ../../nbs/app/00_casebook.ipynb #c123
+# %% ../../nbs/app/00_casebook.ipynb #c124
 def _tag_bars(e: Explanation) -> list[_TagBars]:
     "Contributions of the stains and antibodies; all bars have one scale."
     if not e.by_tag:
@@ -945,7 +949,7 @@ def _tag_bars(e: Explanation) -> list[_TagBars]:
         groups.append(_TagBars(modality, TAG_KINDS[modality][0], bars))
     return groups
 
-# %% ../../nbs/app/00_casebook.ipynb #c124
+# %% ../../nbs/app/00_casebook.ipynb #c125
 def case_html(
     explanation: Explanation,  # From `CaseBook.explain`
 ) -> Markup:  # Needs the style sheet casebook.css once on the page, see `style_html`
@@ -969,7 +973,7 @@ def case_html(
         bags=_bags(explanation, images),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c125
+# %% ../../nbs/app/00_casebook.ipynb #c126
 def error_html(
     title: str,  # E.g. the patient
     message: str | Exception,  # What went wrong
@@ -977,7 +981,7 @@ def error_html(
     "A message in place of a case."
     return render('casebook_error.html', title=title, message=message)
 
-# %% ../../nbs/app/00_casebook.ipynb #c126
+# %% ../../nbs/app/00_casebook.ipynb #c127
 def cases_html(
     *cases: Explanation | Markup,  # Explanations, or HTML from `error_html`
 ) -> Markup:
@@ -985,7 +989,7 @@ def cases_html(
     pages = [case_html(case) if isinstance(case, Explanation) else case for case in cases]
     return render('casebook_cases.html', cases=pages)
 
-# %% ../../nbs/app/00_casebook.ipynb #c127
+# %% ../../nbs/app/00_casebook.ipynb #c128
 def status_html(
     text: str,  # One line
     busy: bool = False,  # Show a turning mark
@@ -993,14 +997,14 @@ def status_html(
     "A status line."
     return render('casebook_status.html', text=text, busy=busy)
 
-# %% ../../nbs/app/00_casebook.ipynb #c128
+# %% ../../nbs/app/00_casebook.ipynb #c129
 def style_html(
     *names: str,  # Style sheets of the package, e.g. 'casebook.css'
 ) -> Markup:
     "Style sheets as an element of a page."
     return Markup('<style>{}</style>').format(Markup('\n').join(stylesheet(name) for name in names))
 
-# %% ../../nbs/app/00_casebook.ipynb #c129
+# %% ../../nbs/app/00_casebook.ipynb #c130
 def opacity_html(
     opacity: float,  # 0 to 1
     scope: str = '',  # CSS selector of the part of the page; empty: the whole page
@@ -1009,11 +1013,11 @@ def opacity_html(
     opacity = min(max(opacity, 0), 1)
     return Markup(f'<style>{scope} .heat{{opacity:{opacity:.2f}}}</style>')
 
-# %% ../../nbs/app/00_casebook.ipynb #c141
+# %% ../../nbs/app/00_casebook.ipynb #c142
 _MAX_DRAWN = 16
 _PLAIN: dict[str, Any] = dict(parse_math=False)  # a dollar sign in a name is a dollar sign
 
-# %% ../../nbs/app/00_casebook.ipynb #c142
+# %% ../../nbs/app/00_casebook.ipynb #c143
 def _draw_probabilities(ax: Axes, e: Explanation):
     "Probabilities as grouped bars."
     classes = list(e.probs.columns)
@@ -1034,7 +1038,7 @@ def _draw_probabilities(ax: Axes, e: Explanation):
     ax.legend(frameon=False, fontsize=7, ncols=4, loc='upper center', bbox_to_anchor=(0.5, -0.1))
     ax.spines[['top', 'right']].set_visible(False)
 
-# %% ../../nbs/app/00_casebook.ipynb #c143
+# %% ../../nbs/app/00_casebook.ipynb #c144
 def _draw_contributions(ax: Axes, e: Explanation):
     "Contributions of the modalities."
     present = [m for m in MODALITIES if m in e.case.present]
@@ -1049,14 +1053,14 @@ def _draw_contributions(ax: Axes, e: Explanation):
     ax.margins(x=0.45)
     ax.spines[['top', 'right']].set_visible(False)
 
-# %% ../../nbs/app/00_casebook.ipynb #c144
+# %% ../../nbs/app/00_casebook.ipynb #c145
 def _label_bar(ax: Axes, y: str, value: float):
     "Write a number at the end of a horizontal bar."
     offset, align = ((4, 0), 'left') if value >= 0 else ((-4, 0), 'right')
     text = _number(value, sign=True)
     ax.annotate(text, (value, y), offset, textcoords='offset points', ha=align, va='center', fontsize=8)
 
-# %% ../../nbs/app/00_casebook.ipynb #c145
+# %% ../../nbs/app/00_casebook.ipynb #c146
 def _draw_image(
     ax: Axes,
     image: CaseImage | None,  # None: there is no image
@@ -1075,7 +1079,7 @@ def _draw_image(
     if masked:
         ax.text(0.5, 0.5, 'hidden', ha='center', va='center', transform=ax.transAxes, weight='bold')
 
-# %% ../../nbs/app/00_casebook.ipynb #c146
+# %% ../../nbs/app/00_casebook.ipynb #c147
 def _draw_bag(figure: SubFigure, e: Explanation, modality: str, images: list[CaseImage], opacity: float):
     "The images of a bag in order, with weight, status and contribution."
     table = e.bags[modality]
@@ -1095,18 +1099,18 @@ def _draw_bag(figure: SubFigure, e: Explanation, modality: str, images: list[Cas
         _draw_weight(ax, row.weight / max(table.weight.max(), 1e-9))
     figure.suptitle(_bag_title(e, modality), fontsize=9, x=0.01, ha='left', **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c147
+# %% ../../nbs/app/00_casebook.ipynb #c148
 def _bag_rows(e: Explanation, modality: str) -> int:
     "Rows of images of a bag in the figure."
     return 2 if min(len(e.bags[modality]), _MAX_DRAWN) > 8 else 1
 
-# %% ../../nbs/app/00_casebook.ipynb #c148
+# %% ../../nbs/app/00_casebook.ipynb #c149
 def _bag_title(e: Explanation, modality: str) -> str:
     "What the images of a bag show."
     n = len(e.bags[modality])
     if not n:
         return f'no {modality} image'
-    title = f'{modality}: weight of each image, and decrease of the probability of {e.target} when it is left out'
+    title = f'{modality}: weight of each image, and decrease of the probability of {e.target} without it'
     if n > _MAX_DRAWN:
         title += f'; {n - _MAX_DRAWN} images with smaller weights are not drawn'
     if modality in e.by_tag:
@@ -1114,13 +1118,13 @@ def _bag_title(e: Explanation, modality: str) -> str:
         title += f'\ncontribution of each {kind}: {values}'
     return title
 
-# %% ../../nbs/app/00_casebook.ipynb #c149
+# %% ../../nbs/app/00_casebook.ipynb #c150
 def _draw_weight(ax: Axes, share: float):
     "A bar for the weight, just below an image."
     bar = Rectangle((0, -0.055), share, 0.035, transform=ax.transAxes, color=NEUTRAL, clip_on=False)
     ax.add_patch(bar)
 
-# %% ../../nbs/app/00_casebook.ipynb #c150
+# %% ../../nbs/app/00_casebook.ipynb #c151
 def _draw_scale(figure: SubFigure, ax: Axes, e: Explanation):
     "The colour scale with its numbers."
     if e.attribution is None:
@@ -1135,15 +1139,18 @@ def _draw_scale(figure: SubFigure, ax: Axes, e: Explanation):
     title = f'{OVERLAYS[e.overlay].title}, {scale.unit}: left {scale.low_text}, right {scale.high_text}'
     bar.ax.set_title(title, fontsize=8, **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c151
+# %% ../../nbs/app/00_casebook.ipynb #c152
 def _draw_notes(ax: Axes, e: Explanation):
     "What the overlay shows, the caution and the notes."
     description = OVERLAYS[e.overlay].description.format(target=e.target)
-    text = '\n'.join([description, CAUTION, *e.notes])
+    notes = e.notes[:_MAX_NOTES]
+    if len(e.notes) > _MAX_NOTES:
+        notes = [*notes, f'and {count_noun(len(e.notes) - _MAX_NOTES, "more note")}']
+    text = '\n'.join([description, CAUTION, *notes])
     ax.axis('off')
     ax.text(0, 0.5, text, fontsize=7.5, va='center', wrap=True, **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c152
+# %% ../../nbs/app/00_casebook.ipynb #c153
 def _case_title(e: Explanation) -> str:
     "Patient, diagnosis and prediction in one line."
     diagnosis = f'diagnosis {e.case.label}, ' if e.case.label is not None else ''
@@ -1151,7 +1158,7 @@ def _case_title(e: Explanation) -> str:
     prediction = f'predicted {e.predicted}, probability {_probability(e.confidence)}'
     return f'{e.case.patient}: {diagnosis}{prediction}{removed}'
 
-# %% ../../nbs/app/00_casebook.ipynb #c153
+# %% ../../nbs/app/00_casebook.ipynb #c154
 def _largest_weight(e: Explanation, modality: str) -> tuple[int, str]:  # Position, and a title
     "The image of a modality that has the largest weight."
     table = e.bags[modality]
@@ -1160,20 +1167,20 @@ def _largest_weight(e: Explanation, modality: str) -> tuple[int, str]:  # Positi
     place = int(table.weight.to_numpy().argmax())
     return place, f'{image_name(e.case, modality, place)}\nlargest weight of {len(table)}'
 
-# %% ../../nbs/app/00_casebook.ipynb #c154
+# %% ../../nbs/app/00_casebook.ipynb #c155
 def _bag_height(e: Explanation, modality: str) -> float:
     "Height of a bag in the figure, as a share of a page of 6.9."
     if modality == 'TEM':
         return 3.2
-    return 1.8 * _bag_rows(e, modality)
+    return (1.9, 3.4)[_bag_rows(e, modality) - 1]
 
-# %% ../../nbs/app/00_casebook.ipynb #c155
+# %% ../../nbs/app/00_casebook.ipynb #c156
 def _case_height(e: Explanation) -> float:
     "Height of a case in the figure, inch: A4 in landscape, and more for bags of OM and IM."
     bags = sum(_bag_height(e, modality) for modality in _bag_modalities(e))
     return 8.3 * (3.7 + bags) / 6.9
 
-# %% ../../nbs/app/00_casebook.ipynb #c156
+# %% ../../nbs/app/00_casebook.ipynb #c157
 def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     "One case on a page or a part of it."
     images = case_images(e)
@@ -1195,7 +1202,7 @@ def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     _draw_notes(notes, e)
     _draw_scale(bottom, scale, e)
 
-# %% ../../nbs/app/00_casebook.ipynb #c157
+# %% ../../nbs/app/00_casebook.ipynb #c158
 def case_figure(
     *explanations: Explanation,  # From `CaseBook.explain`, drawn below each other
     opacity: float = 0.7,  # Of the overlay, 0 to 1
@@ -1210,7 +1217,7 @@ def case_figure(
         _draw_case(part, explanation, opacity)
     return figure
 
-# %% ../../nbs/app/00_casebook.ipynb #c159
+# %% ../../nbs/app/00_casebook.ipynb #c160
 def page_html(
     *explanations: Explanation,  # From `CaseBook.explain`
     opacity: float = 0.7,  # Of the overlay at first, 0 to 1
@@ -1224,10 +1231,10 @@ def page_html(
         cases=cases_html(*explanations),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c160
+# %% ../../nbs/app/00_casebook.ipynb #c161
 _MEDIA_TYPES = dict(png='image/png', pdf='application/pdf', html='text/html')
 
-# %% ../../nbs/app/00_casebook.ipynb #c161
+# %% ../../nbs/app/00_casebook.ipynb #c162
 def save_case(
     explanations: Explanation | list[Explanation],  # One case, or several
     path: str | Path,  # File that ends in .png, .pdf or .html; an existing one is replaced
@@ -1244,7 +1251,7 @@ def save_case(
         explanations = [explanations]
     return write_file(path, _file_content(explanations, kind, opacity))
 
-# %% ../../nbs/app/00_casebook.ipynb #c162
+# %% ../../nbs/app/00_casebook.ipynb #c163
 def _file_content(explanations: list[Explanation], kind: str, opacity: float) -> bytes:
     "The bytes of a saved case."
     if kind == 'html':
@@ -1253,7 +1260,7 @@ def _file_content(explanations: list[Explanation], kind: str, opacity: float) ->
     case_figure(*explanations, opacity=opacity).savefig(file, format=kind, dpi=150)
     return file.getvalue()
 
-# %% ../../nbs/app/00_casebook.ipynb #c164
+# %% ../../nbs/app/00_casebook.ipynb #c165
 def unused_path(
     folder: str | Path,  # Existing folder
     name: str,  # Wanted name, without suffix
@@ -1268,7 +1275,7 @@ def unused_path(
         path = Path(folder) / f'{safe}-{number}.{kind}'
     return path
 
-# %% ../../nbs/app/00_casebook.ipynb #c165
+# %% ../../nbs/app/00_casebook.ipynb #c166
 def saved_html(
     path: Path,  # A file that `save_case` wrote
 ) -> Markup:
