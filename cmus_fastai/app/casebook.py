@@ -1172,7 +1172,7 @@ def _bag_height(e: Explanation, modality: str) -> float:
     "Height of a bag in the figure, as a share of a page of 6.9."
     if modality == 'TEM':
         return 3.2
-    return (1.9, 3.4)[_bag_rows(e, modality) - 1]
+    return 1.9 if _bag_rows(e, modality) == 1 else 3.4
 
 # %% ../../nbs/app/00_casebook.ipynb #c156
 def _case_height(e: Explanation) -> float:

@@ -108,7 +108,8 @@ def _narrow_button(description: str, tooltip: str) -> widgets.Button:
 # %% ../../nbs/app/01_explorer.ipynb #c021
 def _tick_box(description: str, tooltip: str, width: str) -> widgets.Checkbox:
     "A ticked box with a short description."
-    layout = widgets.Layout(width=width)
+    margin = '2px 10px 2px 2px' if width == 'auto' else '2px'
+    layout = widgets.Layout(width=width, margin=margin)
     return widgets.Checkbox(
         value=True, description=description, indent=False, tooltip=tooltip, layout=layout
     )
@@ -233,7 +234,9 @@ def _name_image_ticks(
     for box, name in zip(ticks, names):
         box.description = name.removeprefix(f'{modality} ')
         box.tooltip = f'Give {name} to the model'
-        box.layout.width = '48px' if box.description.isdecimal() else 'auto'
+        short = box.description.isdecimal()
+        box.layout.width = '48px' if short else 'auto'
+        box.layout.margin = '2px' if short else '2px 10px 2px 2px'
     return ticks[: len(names)]
 
 # %% ../../nbs/app/01_explorer.ipynb #c032
