@@ -173,8 +173,8 @@ def _make_image_controls(self: CaseExplorer):
     self.modality_boxes = {
         name: _tick_box(name, f'Give {name} to the model', width='62px') for name in MODALITIES
     }
-    self._image_ticks: dict = {name: [] for name in MODALITIES}  # As many as the largest bag that was shown
-    self._tag_ticks: dict = {}  # (modality, stain or antibody) → tick box
+    self._image_ticks = {name: [] for name in MODALITIES}  # As many as the largest bag that was shown
+    self._tag_ticks = {}  # (modality, stain or antibody) → tick box
     self.image_titles = {name: widgets.HTML(f'{name} images:') for name in MODALITIES}
     self.image_boxes = {name: _wrapping_row() for name in MODALITIES}
     self.tag_titles = {name: widgets.HTML(f'{name}, by {TAG_KINDS[name][0]}:') for name in MODALITIES}
@@ -191,15 +191,24 @@ def _reset_image_controls(
     for box in self.modality_boxes.values():
         box.value = True
     for modality in MODALITIES:
-        shown = case is not None and (modality == 'TEM' or case.count(modality) > 1)
-        names = [image_name(case, modality, i) for i in range(case.count(modality))] if shown else []
-        tags = _shared_tags(case.tags[modality]) if shown else {}
+        names, tags = ([], {}) if case is None else _box_names(case, modality)
         self._show_ticks(self.image_boxes[modality], self._name_image_ticks(modality, names))
         self._show_ticks(self.tag_boxes[modality], self._name_tag_ticks(modality, tags))
         self.image_titles[modality].layout.display = None if names or modality == 'TEM' else 'none'
         self.tag_titles[modality].layout.display = None if tags else 'none'
 
 # %% ../../nbs/app/01_explorer.ipynb #c029
+def _box_names(
+    case: Case,  # The patient's
+    modality: str,
+) -> tuple[list[str], dict[str, list[int]]]:  # Names of the images; stains or antibodies with their images
+    "What the boxes of a bag are for; nothing for a single image of OM or IM."
+    n = case.count(modality)
+    if n < 2 and modality != 'TEM':
+        return [], {}
+    return [image_name(case, modality, i) for i in range(n)], _shared_tags(case.tags[modality])
+
+# %% ../../nbs/app/01_explorer.ipynb #c030
 def _shared_tags(
     tags: list[str],  # Of the images of a bag; '' where not known
 ) -> dict[str, list[int]]:  # Tag → positions; empty if no two images share one
@@ -210,7 +219,7 @@ def _shared_tags(
             places.setdefault(tag, []).append(place)
     return places if any(len(same) > 1 for same in places.values()) else {}
 
-# %% ../../nbs/app/01_explorer.ipynb #c030
+# %% ../../nbs/app/01_explorer.ipynb #c031
 @patch
 def _show_ticks(self: CaseExplorer, row: widgets.Box, ticks: list[widgets.Checkbox]):
     "Show these boxes in a row, all ticked."
@@ -218,7 +227,7 @@ def _show_ticks(self: CaseExplorer, row: widgets.Box, ticks: list[widgets.Checkb
         box.value = True
     row.children = ticks
 
-# %% ../../nbs/app/01_explorer.ipynb #c031
+# %% ../../nbs/app/01_explorer.ipynb #c032
 @patch
 def _name_image_ticks(
     self: CaseExplorer,
@@ -239,7 +248,7 @@ def _name_image_ticks(
         box.layout.margin = '2px' if short else '2px 10px 2px 2px'
     return ticks[: len(names)]
 
-# %% ../../nbs/app/01_explorer.ipynb #c032
+# %% ../../nbs/app/01_explorer.ipynb #c033
 @patch
 def _name_tag_ticks(
     self: CaseExplorer,
@@ -258,10 +267,10 @@ def _name_tag_ticks(
         ticks.append(box)
     return ticks
 
-# %% ../../nbs/app/01_explorer.ipynb #c034
+# %% ../../nbs/app/01_explorer.ipynb #c035
 _NO_PATIENT = ('no other patient', '')
 
-# %% ../../nbs/app/01_explorer.ipynb #c035
+# %% ../../nbs/app/01_explorer.ipynb #c036
 @patch
 def _make_comparison_controls(self: CaseExplorer):
     "A second patient."
@@ -272,7 +281,7 @@ def _make_comparison_controls(self: CaseExplorer):
         options=[_NO_PATIENT, *self._titles(self.book.patients())],
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c036
+# %% ../../nbs/app/01_explorer.ipynb #c037
 @patch
 def _make_save_controls(self: CaseExplorer):
     "Saving what is shown."
@@ -283,7 +292,7 @@ def _make_save_controls(self: CaseExplorer):
     }
     self.saved = widgets.HTML(layout=widgets.Layout(width='100%'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c038
+# %% ../../nbs/app/01_explorer.ipynb #c039
 @patch
 def _make_page(self: CaseExplorer):
     "Put the controls in a column and the page beside it."
@@ -302,7 +311,7 @@ def _make_page(self: CaseExplorer):
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
-# %% ../../nbs/app/01_explorer.ipynb #c039
+# %% ../../nbs/app/01_explorer.ipynb #c040
 @patch
 def _control_column(self: CaseExplorer) -> widgets.VBox:
     "All controls, in the order in which they are used."
@@ -324,13 +333,13 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     column.add_class('cmus-controls')
     return column
 
-# %% ../../nbs/app/01_explorer.ipynb #c040
+# %% ../../nbs/app/01_explorer.ipynb #c041
 def _group(title: str, *controls: widgets.Widget) -> widgets.VBox:
     "Controls below a title."
     title = widgets.HTML(Markup('<b>{}</b>').format(title))
     return widgets.VBox([title, *controls], layout=widgets.Layout(width='100%', overflow='visible'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c042
+# %% ../../nbs/app/01_explorer.ipynb #c043
 @patch
 def _connect(self: CaseExplorer):
     "Call a method when a control changes."
@@ -347,7 +356,7 @@ def _connect(self: CaseExplorer):
     for kind, button in self.save_buttons.items():
         button.on_click(lambda _, kind=kind: self._save(kind))
 
-# %% ../../nbs/app/01_explorer.ipynb #c044
+# %% ../../nbs/app/01_explorer.ipynb #c045
 @patch
 @contextmanager
 def _silently(self: CaseExplorer) -> Iterator[None]:
@@ -358,18 +367,18 @@ def _silently(self: CaseExplorer) -> Iterator[None]:
     finally:
         self._silent = False
 
-# %% ../../nbs/app/01_explorer.ipynb #c045
+# %% ../../nbs/app/01_explorer.ipynb #c046
 @patch
 def _control_changed(self: CaseExplorer, change):
     "A control has another value."
     if not self._silent:
         self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c046
+# %% ../../nbs/app/01_explorer.ipynb #c047
 @patch
 def _shared_boxes(self: CaseExplorer) -> list[tuple[widgets.Checkbox, list[widgets.Checkbox]]]:
     "The box of each stain or antibody that is shown, and the boxes of its images."
-    pairs = []
+    pairs: list[tuple[widgets.Checkbox, list[widgets.Checkbox]]] = []
     for modality in MODALITIES:
         if self.tag_boxes[modality].children:
             images = self.image_boxes[modality].children
@@ -378,7 +387,7 @@ def _shared_boxes(self: CaseExplorer) -> list[tuple[widgets.Checkbox, list[widge
             pairs += zip(self.tag_boxes[modality].children, groups)
     return pairs
 
-# %% ../../nbs/app/01_explorer.ipynb #c047
+# %% ../../nbs/app/01_explorer.ipynb #c048
 @patch
 def _tag_changed(self: CaseExplorer, change):
     "A stain or an antibody was ticked or unticked: so are its images."
@@ -390,7 +399,7 @@ def _tag_changed(self: CaseExplorer, change):
                 image.value = change.new
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c048
+# %% ../../nbs/app/01_explorer.ipynb #c049
 @patch
 def _image_changed(self: CaseExplorer, change):
     "An image was ticked or unticked: a stain or an antibody is ticked as long as one of its images is."
@@ -401,20 +410,20 @@ def _image_changed(self: CaseExplorer, change):
             box.value = any(image.value for image in images)
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c049
+# %% ../../nbs/app/01_explorer.ipynb #c050
 @patch
 def _patient_changed(self: CaseExplorer, change):
     "Another patient was chosen."
     if not self._silent:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c050
+# %% ../../nbs/app/01_explorer.ipynb #c051
 @patch
 def _opacity_changed(self: CaseExplorer, change):
     "The slider was moved: only one line of style changes."
     self.opacity_style.value = opacity_html(change.new, self._scope)
 
-# %% ../../nbs/app/01_explorer.ipynb #c051
+# %% ../../nbs/app/01_explorer.ipynb #c052
 @patch
 def _filter_changed(self: CaseExplorer, change):
     "List other patients; the present one stays if it is among them."
@@ -425,7 +434,7 @@ def _filter_changed(self: CaseExplorer, change):
     if self.patient != present:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c052
+# %% ../../nbs/app/01_explorer.ipynb #c053
 @patch
 def _go(
     self: CaseExplorer,
@@ -437,7 +446,7 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c054
+# %% ../../nbs/app/01_explorer.ipynb #c055
 @patch
 def _show_patient(self: CaseExplorer):
     "Show the chosen patient with all images."
@@ -450,7 +459,7 @@ def _show_patient(self: CaseExplorer):
         self.saved.value = ''
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c055
+# %% ../../nbs/app/01_explorer.ipynb #c056
 @patch
 def _update(
     self: CaseExplorer,
@@ -471,7 +480,7 @@ def _update(
     self.compute_button.disabled = wait or not slow
     self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
 
-# %% ../../nbs/app/01_explorer.ipynb #c056
+# %% ../../nbs/app/01_explorer.ipynb #c057
 @patch
 def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
     "The patients to show, each with the images to leave out."
@@ -480,7 +489,7 @@ def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
         requests.append((self.second_patient.value, []))
     return requests
 
-# %% ../../nbs/app/01_explorer.ipynb #c057
+# %% ../../nbs/app/01_explorer.ipynb #c058
 @patch
 def _prepare_update(self: CaseExplorer) -> str:
     "Set the menus; return the waiting time in words, empty if the overlay comes at once."
@@ -496,7 +505,7 @@ def _prepare_update(self: CaseExplorer) -> str:
     except (OSError, ValueError):
         return ''  # `_case_html` writes the error on the page
 
-# %% ../../nbs/app/01_explorer.ipynb #c058
+# %% ../../nbs/app/01_explorer.ipynb #c059
 @patch
 def _set_menus(self: CaseExplorer):
     "Offer what this patient has: overlays, modalities, a name for the file."
@@ -513,7 +522,7 @@ def _set_menus(self: CaseExplorer):
             box.disabled = not names[modality]
         self.file_name.value = f'{self.patient} {self.overlay.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c059
+# %% ../../nbs/app/01_explorer.ipynb #c060
 @patch
 def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
@@ -525,7 +534,7 @@ def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> M
     self.explanations.append(explanation)
     return case_html(explanation)
 
-# %% ../../nbs/app/01_explorer.ipynb #c061
+# %% ../../nbs/app/01_explorer.ipynb #c062
 @patch
 def _predict_all(self: CaseExplorer):
     "Predict every patient, then offer the filters that need it."
@@ -537,7 +546,7 @@ def _predict_all(self: CaseExplorer):
     else:
         self.task = loop.create_task(self._predict_in_background())
 
-# %% ../../nbs/app/01_explorer.ipynb #c062
+# %% ../../nbs/app/01_explorer.ipynb #c063
 @patch
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
@@ -559,7 +568,7 @@ async def _predict_in_background(self: CaseExplorer):
         self._refresh_titles(self.second_patient, [_NO_PATIENT])
     self.cohort_line.value = status_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c063
+# %% ../../nbs/app/01_explorer.ipynb #c064
 @patch
 def _refresh_titles(
     self: CaseExplorer,
@@ -572,7 +581,7 @@ def _refresh_titles(
     menu.options = [*first, *self._titles(patients)]
     menu.value = chosen
 
-# %% ../../nbs/app/01_explorer.ipynb #c065
+# %% ../../nbs/app/01_explorer.ipynb #c066
 @patch
 def _save(
     self: CaseExplorer,
@@ -589,7 +598,7 @@ def _save(
     except (OSError, ValueError) as error:
         self.saved.value = status_html(f'Not saved: {error}')
 
-# %% ../../nbs/app/01_explorer.ipynb #c067
+# %% ../../nbs/app/01_explorer.ipynb #c068
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients
