@@ -16,10 +16,11 @@ from fastcore.basics import patch
 from markupsafe import Markup
 from .casebook import OVERLAYS, CaseBook, Explanation, neighbour
 from .casebook import case_html, cases_html, error_html, saved_html, status_html
-from .casebook import opacity_html, save_case, style_html, unused_path
+from .casebook import image_name, opacity_html, save_case, style_html, unused_path
 from ..core import MODALITIES
 from ..data.cohort import Cohort
 from ..data.settings import settings_from_json
+from ..data.tags import TAG_KINDS
 from ..explain.attribution import Case, CasePredictor, as_predictor
 from ..training.artifact import load_model
 
@@ -76,10 +77,8 @@ def hidden(self: CaseExplorer) -> list[str]:
 @patch(as_prop=True)
 def dropped(self: CaseExplorer) -> list[tuple[str, int]]:
     "The images that were unticked: modality and position."
-    boxes = {modality: box.children for modality, box in self.image_boxes.items()}
-    return [
-        (modality, i) for modality in MODALITIES for i, box in enumerate(boxes[modality]) if not box.value
-    ]
+    places = [(m, i, box) for m in MODALITIES for i, box in enumerate(self.image_boxes[m].children)]
+    return [(modality, place) for modality, place, box in places if not box.value]
 
 # %% ../../nbs/app/01_explorer.ipynb #c018
 def _labelled(
@@ -109,8 +108,11 @@ def _narrow_button(description: str, tooltip: str) -> widgets.Button:
 # %% ../../nbs/app/01_explorer.ipynb #c021
 def _tick_box(description: str, tooltip: str, width: str) -> widgets.Checkbox:
     "A ticked box with a short description."
-    layout = widgets.Layout(width=width)
-    return widgets.Checkbox(value=True, description=description, indent=False, tooltip=tooltip, layout=layout)
+    margin = '2px 10px 2px 2px' if width == 'auto' else '2px'
+    layout = widgets.Layout(width=width, margin=margin)
+    return widgets.Checkbox(
+        value=True, description=description, indent=False, tooltip=tooltip, layout=layout
+    )
 
 # %% ../../nbs/app/01_explorer.ipynb #c022
 @patch
@@ -160,57 +162,115 @@ def _make_overlay_controls(self: CaseExplorer):
     )
 
 # %% ../../nbs/app/01_explorer.ipynb #c025
+def _wrapping_row() -> widgets.Box:
+    "A row that continues on the next line."
+    return widgets.Box(layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%'))
+
+# %% ../../nbs/app/01_explorer.ipynb #c026
 @patch
 def _make_image_controls(self: CaseExplorer):
     "Which images the model receives."
     self.modality_boxes = {
         name: _tick_box(name, f'Give {name} to the model', width='62px') for name in MODALITIES
     }
-    self._ticks = {name: [] for name in MODALITIES}  # Tick boxes, as many as the largest bag that was shown
-    self.image_boxes = {
-        name: widgets.Box(layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%'))
-        for name in MODALITIES
-    }
+    self._image_ticks = {name: [] for name in MODALITIES}  # As many as the largest bag that was shown
+    self._tag_ticks = {}  # (modality, stain or antibody) → tick box
     self.image_titles = {name: widgets.HTML(f'{name} images:') for name in MODALITIES}
+    self.image_boxes = {name: _wrapping_row() for name in MODALITIES}
+    self.tag_titles = {name: widgets.HTML(f'{name}, by {TAG_KINDS[name][0]}:') for name in MODALITIES}
+    self.tag_boxes = {name: _wrapping_row() for name in MODALITIES}
     self.all_button = _wide_button('Use all images', 'Gives all images to the model again')
 
-# %% ../../nbs/app/01_explorer.ipynb #c026
+# %% ../../nbs/app/01_explorer.ipynb #c027
 @patch
 def _reset_image_controls(
     self: CaseExplorer,
     case: Case | None,  # The patient's; None if there is none
 ):
-    "Show a ticked box for each image of a bag, and tick the modalities."
+    "Show a ticked box for each image, stain and antibody of a bag, and tick the modalities."
+    for box in self.modality_boxes.values():
+        box.value = True
     for modality in MODALITIES:
-        n = 0 if case is None else case.count(modality)
-        if n < 2 and modality != 'TEM':
-            n = 0  # the box of the modality suffices
-        self._add_ticks(modality, n)
-        ticks = self._ticks[modality][:n]
-        for place, box in enumerate(ticks):
-            tag = '' if case is None else case.tags[modality][place]
-            box.description = tag or f'{place + 1}'
-            box.layout.width = 'auto' if tag else '48px'
-        self.image_boxes[modality].children = ticks
-        self.image_titles[modality].layout.display = None if n else 'none'
-        self.modality_boxes[modality].value = True
-        for box in self._ticks[modality]:
-            box.value = True
-
-# %% ../../nbs/app/01_explorer.ipynb #c027
-@patch
-def _add_ticks(self: CaseExplorer, modality: str, n: int):
-    "Make boxes until there are n for a modality."
-    ticks = self._ticks[modality]
-    for number in range(len(ticks) + 1, n + 1):
-        box = _tick_box(f'{number}', f'Give {modality} image {number} to the model', width='48px')
-        box.observe(self._control_changed, 'value')
-        ticks.append(box)
+        names, tags = ([], {}) if case is None else _box_names(case, modality)
+        self._show_ticks(self.image_boxes[modality], self._name_image_ticks(modality, names))
+        self._show_ticks(self.tag_boxes[modality], self._name_tag_ticks(modality, tags))
+        self.image_titles[modality].layout.display = None if names or modality == 'TEM' else 'none'
+        self.tag_titles[modality].layout.display = None if tags else 'none'
 
 # %% ../../nbs/app/01_explorer.ipynb #c029
-_NO_PATIENT = ('no other patient', '')
+def _box_names(
+    case: Case,  # The patient's
+    modality: str,
+) -> tuple[list[str], dict[str, list[int]]]:  # Names of the images; stains or antibodies with their images
+    "What the boxes of a bag are for; nothing for a single image of OM or IM."
+    n = case.count(modality)
+    if n < 2 and modality != 'TEM':
+        return [], {}
+    return [image_name(case, modality, i) for i in range(n)], _shared_tags(case.tags[modality])
 
 # %% ../../nbs/app/01_explorer.ipynb #c030
+def _shared_tags(
+    tags: list[str],  # Of the images of a bag; '' where not known
+) -> dict[str, list[int]]:  # Tag → positions; empty if no two images share one
+    "The images of each stain or antibody."
+    places: dict[str, list[int]] = {}
+    for place, tag in enumerate(tags):
+        if tag:
+            places.setdefault(tag, []).append(place)
+    return places if any(len(same) > 1 for same in places.values()) else {}
+
+# %% ../../nbs/app/01_explorer.ipynb #c031
+@patch
+def _show_ticks(self: CaseExplorer, row: widgets.Box, ticks: list[widgets.Checkbox]):
+    "Show these boxes in a row, all ticked."
+    for box in ticks:
+        box.value = True
+    row.children = ticks
+
+# %% ../../nbs/app/01_explorer.ipynb #c032
+@patch
+def _name_image_ticks(
+    self: CaseExplorer,
+    modality: str,
+    names: list[str],  # Names of the images, from `image_name`
+) -> list[widgets.Checkbox]:
+    "One box per image."
+    ticks = self._image_ticks[modality]
+    while len(ticks) < len(names):
+        box = _tick_box('', '', width='48px')
+        box.observe(self._image_changed, 'value')
+        ticks.append(box)
+    for box, name in zip(ticks, names):
+        box.description = name.removeprefix(f'{modality} ')
+        box.tooltip = f'Give {name} to the model'
+        short = box.description.isdecimal()
+        box.layout.width = '48px' if short else 'auto'
+        box.layout.margin = '2px' if short else '2px 10px 2px 2px'
+    return ticks[: len(names)]
+
+# %% ../../nbs/app/01_explorer.ipynb #c033
+@patch
+def _name_tag_ticks(
+    self: CaseExplorer,
+    modality: str,
+    tags: dict[str, list[int]],  # From `_shared_tags`
+) -> list[widgets.Checkbox]:
+    "One box per stain or antibody."
+    ticks = []
+    for tag, places in tags.items():
+        if (modality, tag) not in self._tag_ticks:
+            box = _tick_box('', f'Give all {modality} images of {tag} to the model', width='auto')
+            box.observe(self._tag_changed, 'value')
+            self._tag_ticks[modality, tag] = box
+        box = self._tag_ticks[modality, tag]
+        box.description = f'{tag} ({len(places)})'
+        ticks.append(box)
+    return ticks
+
+# %% ../../nbs/app/01_explorer.ipynb #c035
+_NO_PATIENT = ('no other patient', '')
+
+# %% ../../nbs/app/01_explorer.ipynb #c036
 @patch
 def _make_comparison_controls(self: CaseExplorer):
     "A second patient."
@@ -221,7 +281,7 @@ def _make_comparison_controls(self: CaseExplorer):
         options=[_NO_PATIENT, *self._titles(self.book.patients())],
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c031
+# %% ../../nbs/app/01_explorer.ipynb #c037
 @patch
 def _make_save_controls(self: CaseExplorer):
     "Saving what is shown."
@@ -232,7 +292,7 @@ def _make_save_controls(self: CaseExplorer):
     }
     self.saved = widgets.HTML(layout=widgets.Layout(width='100%'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c033
+# %% ../../nbs/app/01_explorer.ipynb #c039
 @patch
 def _make_page(self: CaseExplorer):
     "Put the controls in a column and the page beside it."
@@ -251,14 +311,16 @@ def _make_page(self: CaseExplorer):
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
-# %% ../../nbs/app/01_explorer.ipynb #c034
+# %% ../../nbs/app/01_explorer.ipynb #c040
 @patch
 def _control_column(self: CaseExplorer) -> widgets.VBox:
     "All controls, in the order in which they are used."
     steps = widgets.HBox([self.previous_button, self.next_button])
     modalities = widgets.HBox(list(self.modality_boxes.values()))
     formats = widgets.HBox(list(self.save_buttons.values()))
-    bags = [w for m in MODALITIES for w in (self.image_titles[m], self.image_boxes[m])]
+    bags = []
+    for name in MODALITIES:
+        bags += [self.tag_titles[name], self.tag_boxes[name], self.image_titles[name], self.image_boxes[name]]
     notice = _group('Case explorer', widgets.HTML(status_html('For research, not for clinical use.')))
     groups = [
         _group('Patient', self.filter, self.patient_list, steps, self.predict_button, self.cohort_line),
@@ -271,13 +333,13 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     column.add_class('cmus-controls')
     return column
 
-# %% ../../nbs/app/01_explorer.ipynb #c035
+# %% ../../nbs/app/01_explorer.ipynb #c041
 def _group(title: str, *controls: widgets.Widget) -> widgets.VBox:
     "Controls below a title."
     title = widgets.HTML(Markup('<b>{}</b>').format(title))
     return widgets.VBox([title, *controls], layout=widgets.Layout(width='100%', overflow='visible'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c037
+# %% ../../nbs/app/01_explorer.ipynb #c043
 @patch
 def _connect(self: CaseExplorer):
     "Call a method when a control changes."
@@ -294,7 +356,7 @@ def _connect(self: CaseExplorer):
     for kind, button in self.save_buttons.items():
         button.on_click(lambda _, kind=kind: self._save(kind))
 
-# %% ../../nbs/app/01_explorer.ipynb #c039
+# %% ../../nbs/app/01_explorer.ipynb #c045
 @patch
 @contextmanager
 def _silently(self: CaseExplorer) -> Iterator[None]:
@@ -305,27 +367,63 @@ def _silently(self: CaseExplorer) -> Iterator[None]:
     finally:
         self._silent = False
 
-# %% ../../nbs/app/01_explorer.ipynb #c040
+# %% ../../nbs/app/01_explorer.ipynb #c046
 @patch
 def _control_changed(self: CaseExplorer, change):
     "A control has another value."
     if not self._silent:
         self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c041
+# %% ../../nbs/app/01_explorer.ipynb #c047
+@patch
+def _shared_boxes(self: CaseExplorer) -> list[tuple[widgets.Checkbox, list[widgets.Checkbox]]]:
+    "The box of each stain or antibody that is shown, and the boxes of its images."
+    pairs: list[tuple[widgets.Checkbox, list[widgets.Checkbox]]] = []
+    for modality in MODALITIES:
+        if self.tag_boxes[modality].children:
+            images = self.image_boxes[modality].children
+            tags = _shared_tags(self.book.case(self.patient).tags[modality])
+            groups = [[images[place] for place in places] for places in tags.values()]
+            pairs += zip(self.tag_boxes[modality].children, groups)
+    return pairs
+
+# %% ../../nbs/app/01_explorer.ipynb #c048
+@patch
+def _tag_changed(self: CaseExplorer, change):
+    "A stain or an antibody was ticked or unticked: so are its images."
+    if self._silent:
+        return
+    with self._silently():
+        for box, images in self._shared_boxes():
+            for image in images if box is change.owner else ():
+                image.value = change.new
+    self._update()
+
+# %% ../../nbs/app/01_explorer.ipynb #c049
+@patch
+def _image_changed(self: CaseExplorer, change):
+    "An image was ticked or unticked: a stain or an antibody is ticked as long as one of its images is."
+    if self._silent:
+        return
+    with self._silently():
+        for box, images in self._shared_boxes():
+            box.value = any(image.value for image in images)
+    self._update()
+
+# %% ../../nbs/app/01_explorer.ipynb #c050
 @patch
 def _patient_changed(self: CaseExplorer, change):
     "Another patient was chosen."
     if not self._silent:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c042
+# %% ../../nbs/app/01_explorer.ipynb #c051
 @patch
 def _opacity_changed(self: CaseExplorer, change):
     "The slider was moved: only one line of style changes."
     self.opacity_style.value = opacity_html(change.new, self._scope)
 
-# %% ../../nbs/app/01_explorer.ipynb #c043
+# %% ../../nbs/app/01_explorer.ipynb #c052
 @patch
 def _filter_changed(self: CaseExplorer, change):
     "List other patients; the present one stays if it is among them."
@@ -336,7 +434,7 @@ def _filter_changed(self: CaseExplorer, change):
     if self.patient != present:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c044
+# %% ../../nbs/app/01_explorer.ipynb #c053
 @patch
 def _go(
     self: CaseExplorer,
@@ -348,7 +446,7 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c046
+# %% ../../nbs/app/01_explorer.ipynb #c055
 @patch
 def _show_patient(self: CaseExplorer):
     "Show the chosen patient with all images."
@@ -361,7 +459,7 @@ def _show_patient(self: CaseExplorer):
         self.saved.value = ''
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c047
+# %% ../../nbs/app/01_explorer.ipynb #c056
 @patch
 def _update(
     self: CaseExplorer,
@@ -382,7 +480,7 @@ def _update(
     self.compute_button.disabled = wait or not slow
     self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
 
-# %% ../../nbs/app/01_explorer.ipynb #c048
+# %% ../../nbs/app/01_explorer.ipynb #c057
 @patch
 def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
     "The patients to show, each with the images to leave out."
@@ -391,7 +489,7 @@ def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
         requests.append((self.second_patient.value, []))
     return requests
 
-# %% ../../nbs/app/01_explorer.ipynb #c049
+# %% ../../nbs/app/01_explorer.ipynb #c058
 @patch
 def _prepare_update(self: CaseExplorer) -> str:
     "Set the menus; return the waiting time in words, empty if the overlay comes at once."
@@ -407,7 +505,7 @@ def _prepare_update(self: CaseExplorer) -> str:
     except (OSError, ValueError):
         return ''  # `_case_html` writes the error on the page
 
-# %% ../../nbs/app/01_explorer.ipynb #c050
+# %% ../../nbs/app/01_explorer.ipynb #c059
 @patch
 def _set_menus(self: CaseExplorer):
     "Offer what this patient has: overlays, modalities, a name for the file."
@@ -424,7 +522,7 @@ def _set_menus(self: CaseExplorer):
             box.disabled = not names[modality]
         self.file_name.value = f'{self.patient} {self.overlay.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c051
+# %% ../../nbs/app/01_explorer.ipynb #c060
 @patch
 def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
@@ -436,7 +534,7 @@ def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> M
     self.explanations.append(explanation)
     return case_html(explanation)
 
-# %% ../../nbs/app/01_explorer.ipynb #c053
+# %% ../../nbs/app/01_explorer.ipynb #c062
 @patch
 def _predict_all(self: CaseExplorer):
     "Predict every patient, then offer the filters that need it."
@@ -448,7 +546,7 @@ def _predict_all(self: CaseExplorer):
     else:
         self.task = loop.create_task(self._predict_in_background())
 
-# %% ../../nbs/app/01_explorer.ipynb #c054
+# %% ../../nbs/app/01_explorer.ipynb #c063
 @patch
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
@@ -470,7 +568,7 @@ async def _predict_in_background(self: CaseExplorer):
         self._refresh_titles(self.second_patient, [_NO_PATIENT])
     self.cohort_line.value = status_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c055
+# %% ../../nbs/app/01_explorer.ipynb #c064
 @patch
 def _refresh_titles(
     self: CaseExplorer,
@@ -483,7 +581,7 @@ def _refresh_titles(
     menu.options = [*first, *self._titles(patients)]
     menu.value = chosen
 
-# %% ../../nbs/app/01_explorer.ipynb #c057
+# %% ../../nbs/app/01_explorer.ipynb #c066
 @patch
 def _save(
     self: CaseExplorer,
@@ -500,7 +598,7 @@ def _save(
     except (OSError, ValueError) as error:
         self.saved.value = status_html(f'Not saved: {error}')
 
-# %% ../../nbs/app/01_explorer.ipynb #c059
+# %% ../../nbs/app/01_explorer.ipynb #c068
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients
