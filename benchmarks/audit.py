@@ -285,7 +285,7 @@ class Audit:
                 continue
             other, case = order[n - 1 if n else 1], self.open(patient)
             self.auditor.attributions = self.store.load_maps([patient, other])
-            log(f'{n + 1}: {patient}, {case.count('TEM')} TEM images, {", ".join(todo)}')
+            log(f'{n + 1}: {patient}, {case.n} TEM images, {", ".join(todo)}')
             if 'slow' in todo:
                 self.slow_case(patient, case)
             if 'again' in todo:

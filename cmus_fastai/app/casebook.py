@@ -34,7 +34,7 @@ from ..core import render, stylesheet, write_file
 from ..data.cohort import Cohort
 from ..evaluation.calibration import apply_temperature
 from ..explain.attribution import OUTPUTS, Attribution, Case, CasePredictor
-from ..explain.attribution import attention, attribute, instances, shapley
+from ..explain.attribution import attention, attribute, instances, shapley, tag_contributions
 from ..explain.attribution import heat, picture, scale_of, smooth
 from ..explain.attribution import overlay as blend
 from ..training.predictions import check_predictions, classes_of
@@ -119,10 +119,11 @@ class Explanation:
 
     case: Case  # Images that the model received; images taken away are masked
     hidden: tuple[str, ...]  # Modalities taken away
-    dropped: tuple[int, ...]  # Positions of the TEM images taken away, from 0
+    dropped: tuple[tuple[str, int], ...]  # Single images taken away: modality and position, from 0
     probs: pd.DataFrame  # Calibrated probabilities: rows fusion, OM, IM, TEM; one column per class
     full_probs: pd.DataFrame  # The same with all images
-    instances: pd.DataFrame  # One row per TEM image, see `instances`
+    bags: dict[str, pd.DataFrame]  # 'OM', 'IM', 'TEM' → one row per image, see `instances`
+    antibodies: pd.Series  # Contribution of each antibody, see `tag_contributions`; empty without tags
     shapley: pd.Series  # Contribution of each modality, see `shapley`
     target: str  # Class that is explained
     overlay: str  # Name from `OVERLAYS`
@@ -150,11 +151,26 @@ def correct(self: Explanation) -> bool | None:  # None: the diagnosis is not kno
 
 # %% ../../nbs/app/00_casebook.ipynb #c025
 @patch(as_prop=True)
+def tem_table(self: Explanation) -> pd.DataFrame:
+    "The table of the TEM images."
+    return self.bags['TEM']
+
+# %% ../../nbs/app/00_casebook.ipynb #c026
+@patch(as_prop=True)
 def removed(self: Explanation) -> list[str]:  # E.g. `['IM', 'TEM 2']`
     "Names of the images that were taken away."
-    return [*self.hidden, *(f'TEM {i + 1}' for i in self.dropped)]
+    return [*self.hidden, *(_image_name(self.case, m, i) for m, i in self.dropped)]
 
-# %% ../../nbs/app/00_casebook.ipynb #c027
+
+def _image_name(case: Case, modality: str, place: int) -> str:
+    "What an image is called: its modality and number, or its stain or antibody."
+    tag = case.tags[modality][place]
+    same = [i for i, other in enumerate(case.tags[modality]) if other == tag]
+    if not tag:
+        return f'{modality} {place + 1}'
+    return f'{modality} {tag}' if len(same) == 1 else f'{modality} {tag} {same.index(place) + 1}'
+
+# %% ../../nbs/app/00_casebook.ipynb #c028
 class _Cache(OrderedDict):
     "The most recently used results."
 
@@ -174,7 +190,7 @@ class _Cache(OrderedDict):
             self.popitem(last=False)
         return self[key]
 
-# %% ../../nbs/app/00_casebook.ipynb #c028
+# %% ../../nbs/app/00_casebook.ipynb #c029
 class CaseBook:
     "A model and a cohort, with an explanation of each patient."
 
@@ -194,7 +210,7 @@ class CaseBook:
         self._encoding_seconds = math.inf  # For one image
         self._overlay_seconds: dict[str, float] = {}  # For one image, of overlays that were computed
 
-# %% ../../nbs/app/00_casebook.ipynb #c030
+# %% ../../nbs/app/00_casebook.ipynb #c031
 @patch
 def case(
     self: CaseBook,
@@ -203,7 +219,7 @@ def case(
     "The case of a patient, with all images, read and encoded once."
     return self._cases.fetch(patient, lambda: self._read_case(patient))
 
-# %% ../../nbs/app/00_casebook.ipynb #c031
+# %% ../../nbs/app/00_casebook.ipynb #c032
 @patch
 def _read_case(self: CaseBook, patient: str) -> Case:
     "Read a case and measure the time for one image."
@@ -213,33 +229,37 @@ def _read_case(self: CaseBook, patient: str) -> Case:
     self._encoding_seconds = min(self._encoding_seconds, seconds)
     return case
 
-# %% ../../nbs/app/00_casebook.ipynb #c032
+# %% ../../nbs/app/00_casebook.ipynb #c033
 def _count_images(case: Case) -> int:
     "Number of images that the model receives."
     return sum(int(mask.sum()) for mask in case.masks)
 
-# %% ../../nbs/app/00_casebook.ipynb #c033
+# %% ../../nbs/app/00_casebook.ipynb #c034
 @patch
 def masked_case(
     self: CaseBook,
     patient: str,  # Name of the patient
     hidden=(),  # Modalities to take away
-    dropped=(),  # Positions of TEM images to take away, from 0
+    dropped=(),  # Images to take away: pairs of modality and position from 0; a number is a TEM image
 ) -> Case:
-    "The case of a patient without some modalities and TEM images."
+    "The case of a patient without some modalities and single images."
     case = self.case(patient)
-    unknown = [i for i in dropped if not 0 <= i < case.n]
-    if unknown:
-        raise ValueError(f'Patient {patient} has TEM images 0 to {case.n - 1}; there is no {unknown}.')
-    return case.hide(*hidden).drop(*dropped)
+    _, dropped = _in_order(hidden, dropped)
+    for modality in MODALITIES:
+        places, n = [i for m, i in dropped if m == modality], case.count(modality)
+        unknown = [i for i in places if not 0 <= i < n]
+        if unknown:
+            raise ValueError(f'Patient {patient} has {modality} images 0 to {n - 1}; there is no {unknown}.')
+        case = case.drop(*places, modality=modality)
+    return case.hide(*hidden)
 
-# %% ../../nbs/app/00_casebook.ipynb #c035
+# %% ../../nbs/app/00_casebook.ipynb #c036
 @patch
 def overlays(
     self: CaseBook,
     patient: str,  # Name of the patient
     hidden=(),  # Modalities to take away
-    dropped=(),  # Positions of TEM images to take away
+    dropped=(),  # Images to take away, see `masked_case`
 ) -> list[str]:  # Names from `OVERLAYS`
     "The overlays that this model and this case have."
     case = self.masked_case(patient, hidden, dropped)
@@ -248,15 +268,23 @@ def overlays(
     has_attention = bool(attention(self.predictor, case))
     return [name for name in OVERLAYS if name != 'attention' or has_attention]
 
-# %% ../../nbs/app/00_casebook.ipynb #c037
+# %% ../../nbs/app/00_casebook.ipynb #c038
 class _Outputs(NamedTuple):
     "What every page shows, with or without an overlay."
 
     probs: pd.DataFrame
-    instances: pd.DataFrame
+    bags: dict[str, pd.DataFrame]
     shapley: pd.Series
+    antibodies: pd.Series
 
-# %% ../../nbs/app/00_casebook.ipynb #c038
+# %% ../../nbs/app/00_casebook.ipynb #c039
+def _contributions_of_tags(predictor: CasePredictor, case: Case, target: str) -> pd.Series:
+    "Contributions of the antibodies; empty if no IM image has one."
+    if not any(case.tags['IM']):
+        return pd.Series(dtype=float)
+    return tag_contributions(predictor, case, target)
+
+# %% ../../nbs/app/00_casebook.ipynb #c040
 @patch
 def _find_outputs(self: CaseBook, patient, hidden, dropped, target) -> _Outputs:
     "Predictions, weights and contributions."
@@ -265,13 +293,14 @@ def _find_outputs(self: CaseBook, patient, hidden, dropped, target) -> _Outputs:
         case = self.masked_case(patient, hidden, dropped)
         return _Outputs(
             self.predictor.probs(case),
-            instances(self.predictor, case, target),
+            {m: instances(self.predictor, case, target, m) for m in MODALITIES},
             shapley(self.predictor, case, target),
+            _contributions_of_tags(self.predictor, case, target),
         )
 
     return self._outputs.fetch((patient, hidden, dropped, target), compute)
 
-# %% ../../nbs/app/00_casebook.ipynb #c039
+# %% ../../nbs/app/00_casebook.ipynb #c041
 def _attribute(
     predictor: CasePredictor,
     case: Case,
@@ -287,7 +316,7 @@ def _attribute(
     notes = [message for message in messages if message.lower().startswith('patient')]
     return smooth(attribution, OVERLAYS[overlay].blur * predictor.size), notes
 
-# %% ../../nbs/app/00_casebook.ipynb #c040
+# %% ../../nbs/app/00_casebook.ipynb #c042
 @patch
 def _find_attribution(self: CaseBook, patient, hidden, dropped, overlay, target):
     "An attribution and its warnings; the time is measured."
@@ -301,26 +330,27 @@ def _find_attribution(self: CaseBook, patient, hidden, dropped, overlay, target)
 
     return self._attributions.fetch((patient, hidden, dropped, overlay, target), compute)
 
-# %% ../../nbs/app/00_casebook.ipynb #c041
+# %% ../../nbs/app/00_casebook.ipynb #c043
 @patch
 def _target_name(self: CaseBook, patient: str, target) -> str:
     "The class to explain; by default the one that is predicted from all images."
     return self.predictor.classes[self.predictor.target(self.case(patient), target)]
 
-# %% ../../nbs/app/00_casebook.ipynb #c042
+# %% ../../nbs/app/00_casebook.ipynb #c044
 def _in_order(hidden, dropped) -> tuple[tuple, tuple]:
     "The images to take away, each once and in a fixed order."
     known = [m for m in MODALITIES if m in hidden]
     unknown = sorted(set(hidden) - set(MODALITIES))
-    return (*known, *unknown), tuple(sorted(set(dropped)))
+    pairs = {('TEM', image) if isinstance(image, int) else tuple(image) for image in dropped}
+    return (*known, *unknown), tuple(sorted(pairs, key=lambda pair: (MODALITIES.index(pair[0]), pair[1])))
 
-# %% ../../nbs/app/00_casebook.ipynb #c043
+# %% ../../nbs/app/00_casebook.ipynb #c045
 @patch
 def is_computed(
     self: CaseBook,
     patient: str,  # Name of the patient
     hidden=(),  # Modalities to take away
-    dropped=(),  # Positions of TEM images to take away
+    dropped=(),  # Images to take away, see `masked_case`
     overlay: str = 'gradcam',  # Name from `OVERLAYS`
     target=None,  # Class to explain; None: the predicted one
 ) -> bool:
@@ -330,7 +360,7 @@ def is_computed(
     key = (patient, *_in_order(hidden, dropped), overlay, self._target_name(patient, target))
     return key in self._attributions
 
-# %% ../../nbs/app/00_casebook.ipynb #c044
+# %% ../../nbs/app/00_casebook.ipynb #c046
 @patch
 def _find_overlay(self: CaseBook, patient, hidden, dropped, overlay, target, wait):
     "The attribution of an overlay, or None, and notes for the page."
@@ -343,7 +373,7 @@ def _find_overlay(self: CaseBook, patient, hidden, dropped, overlay, target, wai
         return None, []
     return self._find_attribution(patient, hidden, dropped, overlay, target)
 
-# %% ../../nbs/app/00_casebook.ipynb #c045
+# %% ../../nbs/app/00_casebook.ipynb #c047
 @patch
 def _find_problems(self: CaseBook, patient) -> list[str]:
     "Problems of this patient that were found when the cohort was read."
@@ -351,13 +381,13 @@ def _find_problems(self: CaseBook, patient) -> list[str]:
     rows = problems[problems.patient == patient].itertuples()
     return [f'{row.file}: {row.what} ({row.action})' for row in rows]
 
-# %% ../../nbs/app/00_casebook.ipynb #c047
+# %% ../../nbs/app/00_casebook.ipynb #c049
 @patch
 def explain(
     self: CaseBook,
     patient: str,  # Name of the patient
     hidden=(),  # Modalities to take away
-    dropped=(),  # Positions of TEM images to take away, from 0
+    dropped=(),  # Images to take away: pairs of modality and position from 0; a number is a TEM image
     overlay: str = 'gradcam',  # Name from `OVERLAYS`; if this case does not have it, a note says so
     target: str | int | None = None,  # Class to explain; None: the one that is predicted from all images
     wait: bool = True,  # Compute a slow overlay; False: show it only if it was computed before
@@ -374,11 +404,11 @@ def explain(
     notes = [*self._find_problems(patient), *notes]
     temperature = self.predictor.temperature['fusion']
     return Explanation(
-        case, hidden, dropped, outputs.probs, full_probs, outputs.instances, outputs.shapley,
+        case, hidden, dropped, outputs.probs, full_probs, outputs.bags, outputs.antibodies, outputs.shapley,
         explained, overlay, attribution, temperature, notes,
     )  # fmt: skip
 
-# %% ../../nbs/app/00_casebook.ipynb #c052
+# %% ../../nbs/app/00_casebook.ipynb #c054
 @patch
 def estimate_seconds(
     self: CaseBook,
@@ -393,7 +423,7 @@ def estimate_seconds(
     fewest, most = OVERLAYS[overlay].passes
     return n_images * fewest * self._encoding_seconds, n_images * most * self._encoding_seconds
 
-# %% ../../nbs/app/00_casebook.ipynb #c053
+# %% ../../nbs/app/00_casebook.ipynb #c055
 @patch
 def waiting_time(
     self: CaseBook,
@@ -406,7 +436,7 @@ def waiting_time(
     )
     return f'about {shortest:g} s' if shortest == longest else f'{shortest:g} to {longest:g} s'
 
-# %% ../../nbs/app/00_casebook.ipynb #c056
+# %% ../../nbs/app/00_casebook.ipynb #c058
 @patch
 def predict_all(self: CaseBook) -> Iterator[int]:  # Number of patients so far
     "Predict every patient and fill the table `predictions`."
@@ -422,7 +452,7 @@ def predict_all(self: CaseBook) -> Iterator[int]:  # Number of patients so far
     probs = pd.DataFrame.from_dict(rows, orient='index', columns=classes, dtype=float)
     self.predictions = _prediction_table(probs, self.cohort)
 
-# %% ../../nbs/app/00_casebook.ipynb #c057
+# %% ../../nbs/app/00_casebook.ipynb #c059
 def _prediction_table(
     probs: pd.DataFrame,  # Calibrated probabilities: index patient, columns classes
     cohort: Cohort,  # Knows the diagnoses
@@ -435,7 +465,7 @@ def _prediction_table(
     table['wrong'] = table.label.notna() & (table.label != table.pred)
     return table.join(probs.add_prefix('p_'))
 
-# %% ../../nbs/app/00_casebook.ipynb #c059
+# %% ../../nbs/app/00_casebook.ipynb #c061
 def _match_predictions(
     predictions: pd.DataFrame | str | Path,  # Table, or CSV file
     predictor: CasePredictor,  # Model that made them
@@ -459,7 +489,7 @@ def _match_predictions(
     probs = table[[f'p_{name}' for name in predictor.classes]].set_axis(predictor.classes, axis=1)
     return _prediction_table(probs, cohort)
 
-# %% ../../nbs/app/00_casebook.ipynb #c062
+# %% ../../nbs/app/00_casebook.ipynb #c064
 @patch
 def patients(
     self: CaseBook,
@@ -480,7 +510,7 @@ def patients(
         raise ValueError(f"The filter {kind!r} needs predictions of all patients: call `predict_all` first.")
     return _select_predictions(self.predictions, kind, class_name)
 
-# %% ../../nbs/app/00_casebook.ipynb #c063
+# %% ../../nbs/app/00_casebook.ipynb #c065
 def _select_predictions(table: pd.DataFrame, kind: str, class_name: str | None) -> list[str]:
     "Patients of one kind, from a table of predictions."
     if kind == 'wrong':
@@ -491,7 +521,7 @@ def _select_predictions(table: pd.DataFrame, kind: str, class_name: str | None) 
         return list(table.nsmallest(quarter, 'confidence').index)
     return list(table.index[table.pred == class_name])
 
-# %% ../../nbs/app/00_casebook.ipynb #c064
+# %% ../../nbs/app/00_casebook.ipynb #c066
 @patch
 def filters(self: CaseBook) -> list[tuple]:  # Pairs of a text and the arguments of `patients`
     "The filters that are possible now, with the number of patients."
@@ -503,7 +533,7 @@ def filters(self: CaseBook) -> list[tuple]:  # Pairs of a text and the arguments
         filters += [(f'predicted {name}', ('pred', name)) for name in self.predictor.classes]
     return [(f'{text} ({len(self.patients(*choice))})', choice) for text, choice in filters]
 
-# %% ../../nbs/app/00_casebook.ipynb #c067
+# %% ../../nbs/app/00_casebook.ipynb #c069
 @patch
 def title(
     self: CaseBook,
@@ -516,7 +546,7 @@ def title(
         text += f' → {row.pred} {row.confidence:.2f}' + (' ✗' if row.wrong else '')
     return text + (' (unreadable)' if patient in self.errors else '')
 
-# %% ../../nbs/app/00_casebook.ipynb #c068
+# %% ../../nbs/app/00_casebook.ipynb #c070
 @patch
 def summary(self: CaseBook) -> str:
     "The cohort in one line."
@@ -533,7 +563,7 @@ def summary(self: CaseBook) -> str:
         items.append(f'{left_out} files or patients left out when the cohort was read')
     return ', '.join(items)
 
-# %% ../../nbs/app/00_casebook.ipynb #c069
+# %% ../../nbs/app/00_casebook.ipynb #c071
 def neighbour(
     patients: list[str],  # Patients in the order of a list
     patient: str,  # The present one
@@ -545,53 +575,52 @@ def neighbour(
     position = patients.index(patient) + step
     return patients[min(max(position, 0), len(patients) - 1)]
 
-# %% ../../nbs/app/00_casebook.ipynb #c072
+# %% ../../nbs/app/00_casebook.ipynb #c074
 SUPPORTS = '#e08214'
 OPPOSES = '#8073ac'  # both from matplotlib's colour map PuOr
 NEUTRAL = '#4a5a68'  # weights
 
-# %% ../../nbs/app/00_casebook.ipynb #c073
+# %% ../../nbs/app/00_casebook.ipynb #c075
 def colour_limit(
     attribution: Attribution,  # Of one case
 ) -> float:
     "The value that is drawn in full colour."
     if attribution.method != 'attention':
         return scale_of(attribution)
-    maps = [x for x in (attribution.OM, attribution.IM) if x is not None]
+    maps = [x for x in (*attribution.OM, *attribution.IM) if x is not None]
     return max(float(x.max()) for x in maps)
 
-# %% ../../nbs/app/00_casebook.ipynb #c074
+# %% ../../nbs/app/00_casebook.ipynb #c076
 class CaseImage(NamedTuple):
     "An image and its overlay."
 
     pixels: np.ndarray  # uint8 [H,W,3]
     heat: np.ndarray | None  # RGBA, uint8 [H,W,4]; None: no overlay
 
-# %% ../../nbs/app/00_casebook.ipynb #c075
+# %% ../../nbs/app/00_casebook.ipynb #c077
 def case_images(
     explanation: Explanation,  # From `CaseBook.explain`
-) -> dict:  # 'OM', 'IM': a `CaseImage` or None; 'TEM': a list of them
+) -> dict[str, list[CaseImage]]:  # 'OM', 'IM', 'TEM' → images
     "The images of a case, each with its overlay."
     case, attribution = explanation.case, explanation.attribution
-    om, im, tem = case.images
-    tem_maps = [None] * case.n
-    if attribution is not None and attribution.method != 'attention':
-        tem_maps = attribution.TEM
-    bag = [_case_image(x, values, attribution) for x, values in zip(tem[0], tem_maps)]
-    images: dict[str, Any] = dict(OM=None, IM=None, TEM=bag)
-    for modality, image in (('OM', om), ('IM', im)):
-        if case.names[modality]:
-            images[modality] = _case_image(image[0], getattr(attribution, modality, None), attribution)
+    images = {}
+    for modality, bag in zip(MODALITIES, case.images):
+        n = case.count(modality)
+        values: list = [None] * n
+        weights_only = attribution is not None and attribution.method == 'attention' and modality == 'TEM'
+        if attribution is not None and not weights_only:
+            values = attribution.maps(modality)
+        images[modality] = [_case_image(bag[0, i], values[i], attribution) for i in range(n)]
     return images
 
-# %% ../../nbs/app/00_casebook.ipynb #c076
+# %% ../../nbs/app/00_casebook.ipynb #c078
 def _case_image(image, values, attribution) -> CaseImage:
     "One image [3,H,W] with the attribution of its pixels [H,W], or None."
     if values is None:
         return CaseImage(picture(image), None)
     return CaseImage(picture(image), heat(values, attribution.signed, colour_limit(attribution)))
 
-# %% ../../nbs/app/00_casebook.ipynb #c079
+# %% ../../nbs/app/00_casebook.ipynb #c081
 class ColourScale(NamedTuple):
     "The two ends of a colour scale."
 
@@ -601,7 +630,7 @@ class ColourScale(NamedTuple):
     high_text: str
     unit: str
 
-# %% ../../nbs/app/00_casebook.ipynb #c080
+# %% ../../nbs/app/00_casebook.ipynb #c082
 def colour_scale(
     explanation: Explanation,  # With an attribution
 ) -> ColourScale:
@@ -614,14 +643,14 @@ def colour_scale(
     high_text = 'highest attention' if explanation.overlay == 'attention' else f'for {target}'
     return ColourScale(0, limit, 'none', high_text, unit)
 
-# %% ../../nbs/app/00_casebook.ipynb #c083
+# %% ../../nbs/app/00_casebook.ipynb #c085
 def _number(x: float | None, digits: int = 2, sign: bool = False) -> str:
     "A number for the page; what rounds to 0 has no sign."
     if x is None or not np.isfinite(x):
         return format_number(None)
     return format_number(round(float(x), digits) + 0.0, digits, sign)
 
-# %% ../../nbs/app/00_casebook.ipynb #c084
+# %% ../../nbs/app/00_casebook.ipynb #c086
 def _probability(p: float) -> str:
     "A probability for a sentence."
     if p > 0.995:
@@ -630,7 +659,7 @@ def _probability(p: float) -> str:
         return '< 0.01'
     return _number(p)
 
-# %% ../../nbs/app/00_casebook.ipynb #c086
+# %% ../../nbs/app/00_casebook.ipynb #c088
 class _Bar(NamedTuple):
     "A horizontal bar and the number beside it."
 
@@ -639,19 +668,19 @@ class _Bar(NamedTuple):
     colour: str
     number: str
 
-# %% ../../nbs/app/00_casebook.ipynb #c087
+# %% ../../nbs/app/00_casebook.ipynb #c089
 def _bar(value: float, longest: float, colour: str) -> _Bar:
     "A bar from the left end."
     return _Bar(0, 100 * value / longest, colour, _number(value))
 
-# %% ../../nbs/app/00_casebook.ipynb #c088
+# %% ../../nbs/app/00_casebook.ipynb #c090
 def _signed_bar(value: float, longest: float, digits: int = 2) -> _Bar:
     "A bar from the middle to the right (positive) or to the left (negative)."
     width = 50 * min(abs(value) / longest, 1)
     left = 50 - width if value < 0 else 50
     return _Bar(left, width, SUPPORTS if value > 0 else OPPOSES, _number(value, digits, sign=True))
 
-# %% ../../nbs/app/00_casebook.ipynb #c089
+# %% ../../nbs/app/00_casebook.ipynb #c091
 class _Picture(NamedTuple):
     "A picture on the page, or a frame that says what is missing."
 
@@ -661,7 +690,7 @@ class _Picture(NamedTuple):
     heat: str | None = None  # Data URI of the overlay
     masked: bool = False  # Taken away from the model
 
-# %% ../../nbs/app/00_casebook.ipynb #c090
+# %% ../../nbs/app/00_casebook.ipynb #c092
 def _data_uri(pixels: np.ndarray, kind: str) -> str:
     "A uint8 image as a data URI, 'jpeg' or 'png'."
     options = dict(quality=88) if kind == 'jpeg' else dict(compress_level=3)
@@ -669,7 +698,7 @@ def _data_uri(pixels: np.ndarray, kind: str) -> str:
     Image.fromarray(pixels).save(file, kind, **options)
     return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
 
-# %% ../../nbs/app/00_casebook.ipynb #c091
+# %% ../../nbs/app/00_casebook.ipynb #c093
 def _picture(image: CaseImage | None, modality: str, text: str, masked: bool) -> _Picture:
     "A picture from an image; None: no image."
     if image is None:
@@ -677,7 +706,7 @@ def _picture(image: CaseImage | None, modality: str, text: str, masked: bool) ->
     overlay = None if image.heat is None else _data_uri(image.heat, 'png')
     return _Picture(modality, text, _data_uri(image.pixels, 'jpeg'), overlay, masked)
 
-# %% ../../nbs/app/00_casebook.ipynb #c093
+# %% ../../nbs/app/00_casebook.ipynb #c095
 def _heading(e: Explanation) -> dict:
     "Patient, diagnosis, prediction, and what changed when images were taken away."
     before = e.full_probs.at['fusion', e.target]
@@ -695,29 +724,32 @@ def _heading(e: Explanation) -> dict:
         notes=e.notes,
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c094
+# %% ../../nbs/app/00_casebook.ipynb #c096
 def _single_images(e: Explanation, images: dict) -> list[_Picture]:
-    "The OM and the IM image."
+    "OM and IM, if there is at most one image of it."
     pictures = []
     for modality in ('OM', 'IM'):
-        name = e.case.names[modality]
-        text = f'{modality}: {name}' if name else f'no {modality} image'
-        masked = bool(name) and modality not in e.case.present
-        pictures.append(_picture(images[modality], modality, text, masked))
+        names = e.case.names[modality]
+        if len(names) > 1:
+            continue
+        text = f'{modality}: {names[0]}' if names else f'no {modality} image'
+        masked = bool(names) and modality not in e.case.present
+        image = images[modality][0] if names else None
+        pictures.append(_picture(image, modality, text, masked))
     return pictures
 
-# %% ../../nbs/app/00_casebook.ipynb #c095
+# %% ../../nbs/app/00_casebook.ipynb #c097
 class _ProbabilityCell(NamedTuple):
     bar: _Bar
     highest: bool  # Highest probability of this output
 
-# %% ../../nbs/app/00_casebook.ipynb #c096
+# %% ../../nbs/app/00_casebook.ipynb #c098
 class _ProbabilityRow(NamedTuple):
     class_name: str
     is_label: bool  # The diagnosis
     cells: list  # One `_ProbabilityCell` per output; None if its modality is missing
 
-# %% ../../nbs/app/00_casebook.ipynb #c097
+# %% ../../nbs/app/00_casebook.ipynb #c099
 def _probability_rows(e: Explanation) -> list[_ProbabilityRow]:
     "Probabilities of every class: one row per class, one cell per output."
     rows = []
@@ -726,7 +758,7 @@ def _probability_rows(e: Explanation) -> list[_ProbabilityRow]:
         rows.append(_ProbabilityRow(class_name, class_name == e.case.label, cells))
     return rows
 
-# %% ../../nbs/app/00_casebook.ipynb #c098
+# %% ../../nbs/app/00_casebook.ipynb #c100
 def _probability_cell(probs: pd.Series, output: str, class_name: str) -> _ProbabilityCell | None:
     "The probability of one class by one output."
     if not np.isfinite(probs[class_name]):
@@ -734,14 +766,14 @@ def _probability_cell(probs: pd.Series, output: str, class_name: str) -> _Probab
     bar = _bar(probs[class_name], 1, OUTPUT_COLOURS[output.lower()])
     return _ProbabilityCell(bar, class_name == probs.idxmax())
 
-# %% ../../nbs/app/00_casebook.ipynb #c100
+# %% ../../nbs/app/00_casebook.ipynb #c102
 def _contribution_bars(e: Explanation) -> dict[str, _Bar | None]:
     "Contribution of each modality; None if it is missing."
     longest = max(float(e.shapley[list(MODALITIES)].abs().max()), 0.1)
     present = e.case.present
     return {m: _signed_bar(e.shapley[m], longest) if m in present else None for m in MODALITIES}
 
-# %% ../../nbs/app/00_casebook.ipynb #c101
+# %% ../../nbs/app/00_casebook.ipynb #c103
 def _legend(e: Explanation) -> dict | None:  # None: no overlay is shown
     "The colour scale with its numbers."
     if e.attribution is None:
@@ -758,21 +790,21 @@ def _legend(e: Explanation) -> dict | None:  # None: no overlay is shown
         colours=','.join(f'rgba({r},{g},{b},{alpha / 255:.2f})' for r, g, b, alpha in colours.tolist()),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c102
+# %% ../../nbs/app/00_casebook.ipynb #c104
 def _overlay_text(e: Explanation) -> str:
     "What the overlay shows; empty if it is not shown."
     if e.attribution is None and e.overlay != 'none':
         return ''
     return OVERLAYS[e.overlay].description.format(target=e.target)
 
-# %% ../../nbs/app/00_casebook.ipynb #c104
+# %% ../../nbs/app/00_casebook.ipynb #c106
 class _Status(NamedTuple):
-    "What happened to a TEM image."
+    "What happened to an image of a bag."
 
     name: str  # For the style sheet
     text: str
 
-# %% ../../nbs/app/00_casebook.ipynb #c105
+# %% ../../nbs/app/00_casebook.ipynb #c107
 _STATUS = {
     'hidden': _Status('hidden', 'hidden'),
     'medoid': _Status('medoid', '◆ medoid'),
@@ -780,11 +812,11 @@ _STATUS = {
     'rejected': _Status('rejected', '✕ rejected'),
 }
 
-# %% ../../nbs/app/00_casebook.ipynb #c106
+# %% ../../nbs/app/00_casebook.ipynb #c108
 def _image_status(
     row: pd.Series,  # Of the table `instances`
 ) -> _Status:
-    "What happened to a TEM image; without SMIL, a name and a text that are empty."
+    "What happened to an image; without SMIL, a name and a text that are empty."
     if not row.here:
         return _STATUS['hidden']
     if 'kept' not in row:
@@ -793,35 +825,59 @@ def _image_status(
         return _STATUS['medoid']
     return _STATUS['kept' if row.kept else 'rejected']
 
-# %% ../../nbs/app/00_casebook.ipynb #c107
+# %% ../../nbs/app/00_casebook.ipynb #c109
 class _Tile(NamedTuple):
-    "A TEM image with its status and its bars."
+    "An image of a bag with its status and its bars."
 
     name: str
+    label: str  # Number, or stain or antibody
     picture: _Picture
     status: str
     status_text: str
     weight: _Bar
     contribution: _Bar
 
-# %% ../../nbs/app/00_casebook.ipynb #c108
-def _tiles(e: Explanation, images: list[CaseImage]) -> list[_Tile]:
-    "The TEM images in the order of the bag."
-    table = e.instances
+# %% ../../nbs/app/00_casebook.ipynb #c110
+def _tiles(e: Explanation, modality: str, images: list[CaseImage]) -> list[_Tile]:
+    "The images of a modality in the order of the bag."
+    table = e.bags[modality]
     if not len(table):
         return []
     largest_weight = max(table.weight.max(), 1e-9)
     largest_contribution = max(float(table.contribution.abs().max()), 0.02)
     tiles = []
-    for number, (_, row) in enumerate(table.iterrows(), 1):
+    for place, (_, row) in enumerate(table.iterrows()):
         name, status = row['name'], _image_status(row)
-        shown = _picture(images[number - 1], 'TEM', f'TEM {number}: {name}', not row.here)
+        label = _image_name(e.case, modality, place).removeprefix(f'{modality} ')
+        shown = _picture(images[place], modality, f'{modality} {label}: {name}', not row.here)
         weight = _bar(row.weight, largest_weight, NEUTRAL)
         contribution = _signed_bar(row.contribution, largest_contribution, digits=3)
-        tiles.append(_Tile(name, shown, *status, weight, contribution))
+        tiles.append(_Tile(name, label, shown, *status, weight, contribution))
     return tiles
 
-# %% ../../nbs/app/00_casebook.ipynb #c109
+# %% ../../nbs/app/00_casebook.ipynb #c111
+class _Bag(NamedTuple):
+    "The images of a modality, for the page."
+
+    modality: str
+    tiles: list  # Of `_Tile`
+    has_smil: bool  # The weights are SMIL's
+
+
+def _bags(e: Explanation, images: dict) -> list[_Bag]:
+    "TEM, and the other modalities that have several images."
+    shown = [m for m in MODALITIES if m == 'TEM' or e.case.count(m) > 1]
+    return [_Bag(m, _tiles(e, m, images[m]), 'kept' in e.bags[m]) for m in shown]
+
+# %% ../../nbs/app/00_casebook.ipynb #c112
+def _antibody_bars(e: Explanation) -> dict[str, _Bar]:
+    "Contribution of each antibody."
+    if not len(e.antibodies):
+        return {}
+    longest = max(float(e.antibodies.abs().max()), 0.1)
+    return {tag: _signed_bar(value, longest) for tag, value in e.antibodies.items()}
+
+# %% ../../nbs/app/00_casebook.ipynb #c113
 def case_html(
     explanation: Explanation,  # From `CaseBook.explain`
 ) -> Markup:  # Needs the style sheet casebook.css once on the page, see `style_html`
@@ -841,11 +897,11 @@ def case_html(
         legend=_legend(explanation),
         description=_overlay_text(explanation),
         caution=CAUTION,
-        has_smil='kept' in explanation.instances,
-        tiles=_tiles(explanation, images['TEM']),
+        antibodies=_antibody_bars(explanation),
+        bags=_bags(explanation, images),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c110
+# %% ../../nbs/app/00_casebook.ipynb #c114
 def error_html(
     title: str,  # E.g. the patient
     message: str | Exception,  # What went wrong
@@ -853,7 +909,7 @@ def error_html(
     "A message in place of a case."
     return render('casebook_error.html', title=title, message=message)
 
-# %% ../../nbs/app/00_casebook.ipynb #c111
+# %% ../../nbs/app/00_casebook.ipynb #c115
 def cases_html(
     *cases: Explanation | Markup,  # Explanations, or HTML from `error_html`
 ) -> Markup:
@@ -861,7 +917,7 @@ def cases_html(
     pages = [case_html(case) if isinstance(case, Explanation) else case for case in cases]
     return render('casebook_cases.html', cases=pages)
 
-# %% ../../nbs/app/00_casebook.ipynb #c112
+# %% ../../nbs/app/00_casebook.ipynb #c116
 def status_html(
     text: str,  # One line
     busy: bool = False,  # Show a turning mark
@@ -869,14 +925,14 @@ def status_html(
     "A status line."
     return render('casebook_status.html', text=text, busy=busy)
 
-# %% ../../nbs/app/00_casebook.ipynb #c113
+# %% ../../nbs/app/00_casebook.ipynb #c117
 def style_html(
     *names: str,  # Style sheets of the package, e.g. 'casebook.css'
 ) -> Markup:
     "Style sheets as an element of a page."
     return Markup('<style>{}</style>').format(Markup('\n').join(stylesheet(name) for name in names))
 
-# %% ../../nbs/app/00_casebook.ipynb #c114
+# %% ../../nbs/app/00_casebook.ipynb #c118
 def opacity_html(
     opacity: float,  # 0 to 1
     scope: str = '',  # CSS selector of the part of the page; empty: the whole page
@@ -885,11 +941,11 @@ def opacity_html(
     opacity = min(max(opacity, 0), 1)
     return Markup(f'<style>{scope} .heat{{opacity:{opacity:.2f}}}</style>')
 
-# %% ../../nbs/app/00_casebook.ipynb #c118
+# %% ../../nbs/app/00_casebook.ipynb #c122
 _MAX_DRAWN = 16
 _PLAIN: dict[str, Any] = dict(parse_math=False)  # a dollar sign in a name is a dollar sign
 
-# %% ../../nbs/app/00_casebook.ipynb #c119
+# %% ../../nbs/app/00_casebook.ipynb #c123
 def _draw_probabilities(ax: Axes, e: Explanation):
     "Probabilities as grouped bars."
     classes = list(e.probs.columns)
@@ -910,7 +966,7 @@ def _draw_probabilities(ax: Axes, e: Explanation):
     ax.legend(frameon=False, fontsize=7, ncols=4, loc='upper center', bbox_to_anchor=(0.5, -0.1))
     ax.spines[['top', 'right']].set_visible(False)
 
-# %% ../../nbs/app/00_casebook.ipynb #c120
+# %% ../../nbs/app/00_casebook.ipynb #c124
 def _draw_contributions(ax: Axes, e: Explanation):
     "Contributions of the modalities."
     present = [m for m in MODALITIES if m in e.case.present]
@@ -925,14 +981,14 @@ def _draw_contributions(ax: Axes, e: Explanation):
     ax.margins(x=0.45)
     ax.spines[['top', 'right']].set_visible(False)
 
-# %% ../../nbs/app/00_casebook.ipynb #c121
+# %% ../../nbs/app/00_casebook.ipynb #c125
 def _label_bar(ax: Axes, y: str, value: float):
     "Write a number at the end of a horizontal bar."
     offset, align = ((4, 0), 'left') if value >= 0 else ((-4, 0), 'right')
     text = _number(value, sign=True)
     ax.annotate(text, (value, y), offset, textcoords='offset points', ha=align, va='center', fontsize=8)
 
-# %% ../../nbs/app/00_casebook.ipynb #c122
+# %% ../../nbs/app/00_casebook.ipynb #c126
 def _draw_image(
     ax: Axes,
     image: CaseImage | None,  # None: there is no image
@@ -951,10 +1007,10 @@ def _draw_image(
     if masked:
         ax.text(0.5, 0.5, 'hidden', ha='center', va='center', transform=ax.transAxes, weight='bold')
 
-# %% ../../nbs/app/00_casebook.ipynb #c123
+# %% ../../nbs/app/00_casebook.ipynb #c127
 def _draw_bag(figure: SubFigure, e: Explanation, images: list[CaseImage], opacity: float):
     "The TEM images in order, with weight, status and contribution."
-    table = e.instances
+    table = e.tem_table
     by_weight = table.weight.sort_values(ascending=False, kind='stable').index
     drawn = sorted(by_weight[:_MAX_DRAWN])
     n_rows = 2 if len(drawn) > 8 else 1
@@ -970,22 +1026,22 @@ def _draw_bag(figure: SubFigure, e: Explanation, images: list[CaseImage], opacit
         _draw_weight(ax, row.weight / max(table.weight.max(), 1e-9))
     figure.suptitle(_bag_title(e), fontsize=9, x=0.01, ha='left', **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c124
+# %% ../../nbs/app/00_casebook.ipynb #c128
 def _bag_title(e: Explanation) -> str:
     "What the row of TEM images shows."
-    n = len(e.instances)
+    n = len(e.tem_table)
     if not n:
         return 'no TEM image'
     title = f'TEM: weight of each image, and decrease of the probability of {e.target} when it is left out'
     return title + (f'; {n - _MAX_DRAWN} images with smaller weights are not drawn' if n > _MAX_DRAWN else '')
 
-# %% ../../nbs/app/00_casebook.ipynb #c125
+# %% ../../nbs/app/00_casebook.ipynb #c129
 def _draw_weight(ax: Axes, share: float):
     "A bar for the weight, just below an image."
     bar = Rectangle((0, -0.055), share, 0.035, transform=ax.transAxes, color=NEUTRAL, clip_on=False)
     ax.add_patch(bar)
 
-# %% ../../nbs/app/00_casebook.ipynb #c126
+# %% ../../nbs/app/00_casebook.ipynb #c130
 def _draw_scale(figure: SubFigure, ax: Axes, e: Explanation):
     "The colour scale with its numbers."
     if e.attribution is None:
@@ -1000,7 +1056,7 @@ def _draw_scale(figure: SubFigure, ax: Axes, e: Explanation):
     title = f'{OVERLAYS[e.overlay].title}, {scale.unit}: left {scale.low_text}, right {scale.high_text}'
     bar.ax.set_title(title, fontsize=8, **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c127
+# %% ../../nbs/app/00_casebook.ipynb #c131
 def _draw_notes(ax: Axes, e: Explanation):
     "What the overlay shows, the caution and the notes."
     description = OVERLAYS[e.overlay].description.format(target=e.target)
@@ -1008,7 +1064,7 @@ def _draw_notes(ax: Axes, e: Explanation):
     ax.axis('off')
     ax.text(0, 0.5, text, fontsize=7.5, va='center', wrap=True, **_PLAIN)
 
-# %% ../../nbs/app/00_casebook.ipynb #c128
+# %% ../../nbs/app/00_casebook.ipynb #c132
 def _case_title(e: Explanation) -> str:
     "Patient, diagnosis and prediction in one line."
     diagnosis = f'diagnosis {e.case.label}, ' if e.case.label is not None else ''
@@ -1016,7 +1072,16 @@ def _case_title(e: Explanation) -> str:
     prediction = f'predicted {e.predicted}, probability {_probability(e.confidence)}'
     return f'{e.case.patient}: {diagnosis}{prediction}{removed}'
 
-# %% ../../nbs/app/00_casebook.ipynb #c129
+# %% ../../nbs/app/00_casebook.ipynb #c133
+def _largest_weight(e: Explanation, modality: str) -> tuple[int, str]:  # Position, and a title
+    "The image of a modality that has the largest weight."
+    table = e.bags[modality]
+    if len(table) < 2:
+        return 0, modality
+    place = int(table.weight.to_numpy().argmax())
+    return place, f'{_image_name(e.case, modality, place)}, largest weight of {len(table)}'
+
+# %% ../../nbs/app/00_casebook.ipynb #c134
 def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     "One case on a page or a part of it."
     images = case_images(e)
@@ -1025,7 +1090,9 @@ def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     top, middle, bottom = parts
     om, im, probabilities, contributions = top.subplots(1, 4, width_ratios=[1.1, 1.1, 1.2, 0.8])
     for ax, modality in ((om, 'OM'), (im, 'IM')):
-        _draw_image(ax, images[modality], modality, modality not in e.case.present, opacity)
+        place, title = _largest_weight(e, modality)
+        image = images[modality][place] if images[modality] else None
+        _draw_image(ax, image, title, modality not in e.case.present, opacity)
     _draw_probabilities(probabilities, e)
     _draw_contributions(contributions, e)
     _draw_bag(middle, e, images['TEM'], opacity)
@@ -1033,7 +1100,7 @@ def _draw_case(figure: SubFigure, e: Explanation, opacity: float):
     _draw_notes(notes, e)
     _draw_scale(bottom, scale, e)
 
-# %% ../../nbs/app/00_casebook.ipynb #c130
+# %% ../../nbs/app/00_casebook.ipynb #c135
 def case_figure(
     *explanations: Explanation,  # From `CaseBook.explain`, drawn below each other
     opacity: float = 0.7,  # Of the overlay, 0 to 1
@@ -1047,7 +1114,7 @@ def case_figure(
         _draw_case(part, explanation, opacity)
     return figure
 
-# %% ../../nbs/app/00_casebook.ipynb #c132
+# %% ../../nbs/app/00_casebook.ipynb #c137
 def page_html(
     *explanations: Explanation,  # From `CaseBook.explain`
     opacity: float = 0.7,  # Of the overlay at first, 0 to 1
@@ -1061,10 +1128,10 @@ def page_html(
         cases=cases_html(*explanations),
     )
 
-# %% ../../nbs/app/00_casebook.ipynb #c133
+# %% ../../nbs/app/00_casebook.ipynb #c138
 _MEDIA_TYPES = dict(png='image/png', pdf='application/pdf', html='text/html')
 
-# %% ../../nbs/app/00_casebook.ipynb #c134
+# %% ../../nbs/app/00_casebook.ipynb #c139
 def save_case(
     explanations: Explanation | list[Explanation],  # One case, or several
     path: str | Path,  # File that ends in .png, .pdf or .html; an existing one is replaced
@@ -1081,7 +1148,7 @@ def save_case(
         explanations = [explanations]
     return write_file(path, _file_content(explanations, kind, opacity))
 
-# %% ../../nbs/app/00_casebook.ipynb #c135
+# %% ../../nbs/app/00_casebook.ipynb #c140
 def _file_content(explanations: list[Explanation], kind: str, opacity: float) -> bytes:
     "The bytes of a saved case."
     if kind == 'html':
@@ -1090,7 +1157,7 @@ def _file_content(explanations: list[Explanation], kind: str, opacity: float) ->
     case_figure(*explanations, opacity=opacity).savefig(file, format=kind, dpi=150)
     return file.getvalue()
 
-# %% ../../nbs/app/00_casebook.ipynb #c137
+# %% ../../nbs/app/00_casebook.ipynb #c142
 def unused_path(
     folder: str | Path,  # Existing folder
     name: str,  # Wanted name, without suffix
@@ -1105,7 +1172,7 @@ def unused_path(
         path = Path(folder) / f'{safe}-{number}.{kind}'
     return path
 
-# %% ../../nbs/app/00_casebook.ipynb #c138
+# %% ../../nbs/app/00_casebook.ipynb #c143
 def saved_html(
     path: Path,  # A file that `save_case` wrote
 ) -> Markup:

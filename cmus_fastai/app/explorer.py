@@ -19,7 +19,8 @@ from .casebook import case_html, cases_html, error_html, saved_html, status_html
 from .casebook import opacity_html, save_case, style_html, unused_path
 from ..core import MODALITIES
 from ..data.cohort import Cohort
-from ..explain.attribution import CasePredictor, as_predictor
+from ..data.settings import settings_from_json
+from ..explain.attribution import Case, CasePredictor, as_predictor
 from ..training.artifact import load_model
 
 # %% ../../nbs/app/01_explorer.ipynb #c007
@@ -31,7 +32,8 @@ def load_predictor(
         return as_predictor(model)
     network, config = load_model(model)
     temperature = config['info'].get('temperature', 1.0)
-    return CasePredictor(network, config['classes'], config['size'], config['resample'], temperature)
+    settings = settings_from_json(config['images'])
+    return CasePredictor(network, config['classes'], temperature=temperature, settings=settings)
 
 # %% ../../nbs/app/01_explorer.ipynb #c012
 class CaseExplorer(widgets.Box):
@@ -72,9 +74,10 @@ def hidden(self: CaseExplorer) -> list[str]:
 
 # %% ../../nbs/app/01_explorer.ipynb #c016
 @patch(as_prop=True)
-def dropped(self: CaseExplorer) -> list[int]:
-    "The positions of TEM images that were unticked."
-    return [i for i, box in enumerate(self.tem_boxes.children) if not box.value]
+def dropped(self: CaseExplorer) -> list[tuple[str, int]]:
+    "The images that were unticked: modality and position."
+    boxes = {modality: box.children for modality, box in self.image_boxes.items()}
+    return [(modality, i) for modality in MODALITIES for i, box in enumerate(boxes[modality]) if not box.value]
 
 # %% ../../nbs/app/01_explorer.ipynb #c018
 def _labelled(
@@ -163,31 +166,51 @@ def _make_image_controls(self: CaseExplorer):
     self.modality_boxes = {
         name: _tick_box(name, f'Give {name} to the model', width='62px') for name in MODALITIES
     }
-    self._tem_boxes = []  # Tick boxes, as many as the largest bag that was shown
-    self.tem_boxes = widgets.Box(
-        layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%')
-    )
+    self._ticks = {name: [] for name in MODALITIES}  # Tick boxes, as many as the largest bag that was shown
+    self.image_boxes = {
+        name: widgets.Box(layout=widgets.Layout(display='flex', flex_flow='row wrap', width='100%'))
+        for name in MODALITIES
+    }
+    self.image_titles = {name: widgets.HTML(f'{name} images:') for name in MODALITIES}
     self.all_button = _wide_button('Use all images', 'Gives all images to the model again')
 
 # %% ../../nbs/app/01_explorer.ipynb #c026
 @patch
 def _reset_image_controls(
     self: CaseExplorer,
-    n: int,  # Number of TEM images
+    case: Case | None,  # The patient's; None if there is none
 ):
-    "Show a box for each TEM image and tick all boxes."
-    for number in range(len(self._tem_boxes) + 1, n + 1):
-        box = _tick_box(f'{number}', f'Give TEM image {number} to the model', width='48px')
-        box.observe(self._control_changed, 'value')
-        self._tem_boxes.append(box)
-    for box in (*self._tem_boxes, *self.modality_boxes.values()):
-        box.value = True
-    self.tem_boxes.children = self._tem_boxes[:n]
+    "Show a ticked box for each image of a bag, and tick the modalities."
+    for modality in MODALITIES:
+        n = 0 if case is None else case.count(modality)
+        if n < 2 and modality != 'TEM':
+            n = 0  # the box of the modality suffices
+        self._add_ticks(modality, n)
+        ticks = self._ticks[modality][:n]
+        for place, box in enumerate(ticks):
+            tag = case.tags[modality][place]
+            box.description = tag or f'{place + 1}'
+            box.layout.width = 'auto' if tag else '48px'
+        self.image_boxes[modality].children = ticks
+        self.image_titles[modality].layout.display = None if n else 'none'
+        self.modality_boxes[modality].value = True
+        for box in self._ticks[modality]:
+            box.value = True
 
-# %% ../../nbs/app/01_explorer.ipynb #c028
-_NO_PATIENT = ('no other patient', '')
+# %% ../../nbs/app/01_explorer.ipynb #c027
+@patch
+def _add_ticks(self: CaseExplorer, modality: str, n: int):
+    "Make boxes until there are n for a modality."
+    ticks = self._ticks[modality]
+    for number in range(len(ticks) + 1, n + 1):
+        box = _tick_box(f'{number}', f'Give {modality} image {number} to the model', width='48px')
+        box.observe(self._control_changed, 'value')
+        ticks.append(box)
 
 # %% ../../nbs/app/01_explorer.ipynb #c029
+_NO_PATIENT = ('no other patient', '')
+
+# %% ../../nbs/app/01_explorer.ipynb #c030
 @patch
 def _make_comparison_controls(self: CaseExplorer):
     "A second patient."
@@ -198,7 +221,7 @@ def _make_comparison_controls(self: CaseExplorer):
         options=[_NO_PATIENT, *self._titles(self.book.patients())],
     )
 
-# %% ../../nbs/app/01_explorer.ipynb #c030
+# %% ../../nbs/app/01_explorer.ipynb #c031
 @patch
 def _make_save_controls(self: CaseExplorer):
     "Saving what is shown."
@@ -209,7 +232,7 @@ def _make_save_controls(self: CaseExplorer):
     }
     self.saved = widgets.HTML(layout=widgets.Layout(width='100%'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c032
+# %% ../../nbs/app/01_explorer.ipynb #c033
 @patch
 def _make_page(self: CaseExplorer):
     "Put the controls in a column and the page beside it."
@@ -228,19 +251,19 @@ def _make_page(self: CaseExplorer):
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
-# %% ../../nbs/app/01_explorer.ipynb #c033
+# %% ../../nbs/app/01_explorer.ipynb #c034
 @patch
 def _control_column(self: CaseExplorer) -> widgets.VBox:
     "All controls, in the order in which they are used."
     steps = widgets.HBox([self.previous_button, self.next_button])
     modalities = widgets.HBox(list(self.modality_boxes.values()))
     formats = widgets.HBox(list(self.save_buttons.values()))
-    tem_title = widgets.HTML('TEM images:')
+    bags = [w for m in MODALITIES for w in (self.image_titles[m], self.image_boxes[m])]
     notice = _group('Case explorer', widgets.HTML(status_html('For research, not for clinical use.')))
     groups = [
         _group('Patient', self.filter, self.patient_list, steps, self.predict_button, self.cohort_line),
         _group('Overlay', self.overlay, self.compute_button, self.target, self.opacity),
-        _group('Images given to the model', modalities, tem_title, self.tem_boxes, self.all_button),
+        _group('Images given to the model', modalities, *bags, self.all_button),
         _group('Comparison', self.second_patient),
         _group('Saving', self.file_name, formats, self.saved),
     ]
@@ -248,13 +271,13 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     column.add_class('cmus-controls')
     return column
 
-# %% ../../nbs/app/01_explorer.ipynb #c034
+# %% ../../nbs/app/01_explorer.ipynb #c035
 def _group(title: str, *controls: widgets.Widget) -> widgets.VBox:
     "Controls below a title."
     title = widgets.HTML(Markup('<b>{}</b>').format(title))
     return widgets.VBox([title, *controls], layout=widgets.Layout(width='100%', overflow='visible'))
 
-# %% ../../nbs/app/01_explorer.ipynb #c036
+# %% ../../nbs/app/01_explorer.ipynb #c037
 @patch
 def _connect(self: CaseExplorer):
     "Call a method when a control changes."
@@ -271,7 +294,7 @@ def _connect(self: CaseExplorer):
     for kind, button in self.save_buttons.items():
         button.on_click(lambda _, kind=kind: self._save(kind))
 
-# %% ../../nbs/app/01_explorer.ipynb #c038
+# %% ../../nbs/app/01_explorer.ipynb #c039
 @patch
 @contextmanager
 def _silently(self: CaseExplorer) -> Iterator[None]:
@@ -282,27 +305,27 @@ def _silently(self: CaseExplorer) -> Iterator[None]:
     finally:
         self._silent = False
 
-# %% ../../nbs/app/01_explorer.ipynb #c039
+# %% ../../nbs/app/01_explorer.ipynb #c040
 @patch
 def _control_changed(self: CaseExplorer, change):
     "A control has another value."
     if not self._silent:
         self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c040
+# %% ../../nbs/app/01_explorer.ipynb #c041
 @patch
 def _patient_changed(self: CaseExplorer, change):
     "Another patient was chosen."
     if not self._silent:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c041
+# %% ../../nbs/app/01_explorer.ipynb #c042
 @patch
 def _opacity_changed(self: CaseExplorer, change):
     "The slider was moved: only one line of style changes."
     self.opacity_style.value = opacity_html(change.new, self._scope)
 
-# %% ../../nbs/app/01_explorer.ipynb #c042
+# %% ../../nbs/app/01_explorer.ipynb #c043
 @patch
 def _filter_changed(self: CaseExplorer, change):
     "List other patients; the present one stays if it is among them."
@@ -313,7 +336,7 @@ def _filter_changed(self: CaseExplorer, change):
     if self.patient != present:
         self._show_patient()
 
-# %% ../../nbs/app/01_explorer.ipynb #c043
+# %% ../../nbs/app/01_explorer.ipynb #c044
 @patch
 def _go(
     self: CaseExplorer,
@@ -325,20 +348,20 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
-# %% ../../nbs/app/01_explorer.ipynb #c045
+# %% ../../nbs/app/01_explorer.ipynb #c046
 @patch
 def _show_patient(self: CaseExplorer):
     "Show the chosen patient with all images."
     try:
-        n = 0 if self.patient is None else self.book.case(self.patient).n
+        case = None if self.patient is None else self.book.case(self.patient)
     except (OSError, ValueError):
-        n = 0  # `_update` writes the error on the page
+        case = None  # `_update` writes the error on the page
     with self._silently():
-        self._reset_image_controls(n)
+        self._reset_image_controls(case)
         self.saved.value = ''
     self._update()
 
-# %% ../../nbs/app/01_explorer.ipynb #c046
+# %% ../../nbs/app/01_explorer.ipynb #c047
 @patch
 def _update(
     self: CaseExplorer,
@@ -359,16 +382,16 @@ def _update(
     self.compute_button.disabled = wait or not slow
     self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
 
-# %% ../../nbs/app/01_explorer.ipynb #c047
+# %% ../../nbs/app/01_explorer.ipynb #c048
 @patch
-def _requests(self: CaseExplorer) -> list[tuple[str, list[int]]]:
-    "The patients to show, each with the TEM images to leave out."
+def _requests(self: CaseExplorer) -> list[tuple[str, list]]:
+    "The patients to show, each with the images to leave out."
     requests = [(self.patient, self.dropped)]
     if self.second_patient.value:
         requests.append((self.second_patient.value, []))
     return requests
 
-# %% ../../nbs/app/01_explorer.ipynb #c048
+# %% ../../nbs/app/01_explorer.ipynb #c049
 @patch
 def _prepare_update(self: CaseExplorer) -> str:
     "Set the menus; return the waiting time in words, empty if the overlay comes at once."
@@ -384,7 +407,7 @@ def _prepare_update(self: CaseExplorer) -> str:
     except (OSError, ValueError):
         return ''  # `_case_html` writes the error on the page
 
-# %% ../../nbs/app/01_explorer.ipynb #c049
+# %% ../../nbs/app/01_explorer.ipynb #c050
 @patch
 def _set_menus(self: CaseExplorer):
     "Offer what this patient has: overlays, modalities, a name for the file."
@@ -401,9 +424,9 @@ def _set_menus(self: CaseExplorer):
             box.disabled = not names[modality]
         self.file_name.value = f'{self.patient} {self.overlay.value}'
 
-# %% ../../nbs/app/01_explorer.ipynb #c050
+# %% ../../nbs/app/01_explorer.ipynb #c051
 @patch
-def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool) -> Markup:
+def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
     target = self.target.value or None
     try:
@@ -413,7 +436,7 @@ def _case_html(self: CaseExplorer, patient: str, dropped: list[int], wait: bool)
     self.explanations.append(explanation)
     return case_html(explanation)
 
-# %% ../../nbs/app/01_explorer.ipynb #c052
+# %% ../../nbs/app/01_explorer.ipynb #c053
 @patch
 def _predict_all(self: CaseExplorer):
     "Predict every patient, then offer the filters that need it."
@@ -425,7 +448,7 @@ def _predict_all(self: CaseExplorer):
     else:
         self.task = loop.create_task(self._predict_in_background())
 
-# %% ../../nbs/app/01_explorer.ipynb #c053
+# %% ../../nbs/app/01_explorer.ipynb #c054
 @patch
 async def _predict_in_background(self: CaseExplorer):
     "Predict patient after patient and show the progress."
@@ -447,7 +470,7 @@ async def _predict_in_background(self: CaseExplorer):
         self._refresh_titles(self.second_patient, [_NO_PATIENT])
     self.cohort_line.value = status_html(self.book.summary())
 
-# %% ../../nbs/app/01_explorer.ipynb #c054
+# %% ../../nbs/app/01_explorer.ipynb #c055
 @patch
 def _refresh_titles(
     self: CaseExplorer,
@@ -460,7 +483,7 @@ def _refresh_titles(
     menu.options = [*first, *self._titles(patients)]
     menu.value = chosen
 
-# %% ../../nbs/app/01_explorer.ipynb #c056
+# %% ../../nbs/app/01_explorer.ipynb #c057
 @patch
 def _save(
     self: CaseExplorer,
@@ -477,7 +500,7 @@ def _save(
     except (OSError, ValueError) as error:
         self.saved.value = status_html(f'Not saved: {error}')
 
-# %% ../../nbs/app/01_explorer.ipynb #c058
+# %% ../../nbs/app/01_explorer.ipynb #c059
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients

@@ -427,6 +427,7 @@ class _OMPlan(NamedTuple):
 
 # %% ../../nbs/data/00_phantom.ipynb #c056
 _OM_PLANS = {
+    'normal': _OMPlan(),
     'IgAN': _OMPlan(2.7, 6.5, 22, nuclei=130, matrix=1.0),
     'MN-even': _OMPlan(3.0, 0.7, 12, wall=1.9, nuclei=45, beading=0.12, lesion='wall'),
     'MN-spiky': _OMPlan(3.0, 0.7, 12, wall=1.9, nuclei=45, beading=0.6, lesion='wall'),
@@ -576,13 +577,13 @@ _ABSORPTION = (  # of silver, counterstain and nuclear stain; one row each for r
 
 # %% ../../nbs/data/00_phantom.ipynb #c066
 def draw_om(
-    appearance: str,  # One of `APPEARANCES['OM']`
+    appearance: str,  # One of `APPEARANCES['OM']`, or 'normal': no lesion
     rng: np.random.Generator | int | None = None,  # Source of randomness, or a seed
     size: int = 224,  # Width and height in px
     style: Style | None = None,  # Drawn at random if `None`
 ) -> tuple[np.ndarray, np.ndarray]:  # Image, uint8 [size, size, 3], and lesion mask, bool [size, size]
     "Draw a glomerulus in PASM silver stain."
-    _check_appearance(appearance, 'OM')
+    _check_appearance(appearance, 'OM', ['normal'])
     rng = np.random.default_rng(rng)
     style = style or random_style(rng, 'OM')
     plan = _OM_PLANS[appearance]
@@ -596,7 +597,7 @@ def draw_om(
         light = np.exp(-density) + grain + _grain(rng, size, 0.004)
         channels.append(_match_histogram(light, 'OM', style, channel))
     image = np.stack(channels, -1) + _grain(rng, size, 90 * style.grain)[..., None]
-    lesion = tissue.lesion(plan.lesion) & (glomerulus.tuft > 0)
+    lesion = tissue.lesion(plan.lesion) & (glomerulus.tuft > 0) & (appearance != 'normal')
     return image.clip(0, 255).astype(np.uint8), lesion
 
 # %% ../../nbs/data/00_phantom.ipynb #c069

@@ -52,9 +52,15 @@ class Case:
     names: dict  # 'OM', 'IM', 'TEM' → file names
     images: tuple  # OM, IM, TEM, each [1,N,3,H,W], in [0,1]; at least one place, 0 where missing
     masks: tuple  # True where there is an image, each bool [1,N]
-    tag_numbers: tuple  # Number of each image's stain or antibody for the network, each [1,N]
-    tags: dict  # 'OM', 'IM', 'TEM' → stain or antibody of each image, '' if unknown
     maps: Any = None  # Tuple of feature maps, each [1,N,C,h,w]
+    tags: Any = None  # 'OM', 'IM', 'TEM' → stain or antibody of each image, '' if unknown
+    tag_numbers: Any = None  # Their numbers for the network, each [1,N]; 0: none
+
+    def __post_init__(self):
+        if self.tags is None:
+            self.tags = {modality: [''] * len(names) for modality, names in self.names.items()}
+        if self.tag_numbers is None:
+            self.tag_numbers = tuple(torch.zeros_like(mask, dtype=torch.long) for mask in self.masks)
 
     @property
     def present(self) -> list[str]:
@@ -147,7 +153,8 @@ def open(
     names = {m: [Path(path).name for path in as_bag(row[m])] for m in MODALITIES}
     known = row.get('tags', {})
     words = {m: [known.get(path, '') for path in as_bag(row[m])] for m in MODALITIES}
-    return self.encode(Case(str(row.name), row.get('label'), names, images, masks, tags, words))
+    case = Case(str(row.name), row.get('label'), names, images, masks, tags=words, tag_numbers=tags)
+    return self.encode(case)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c019
 @patch
