@@ -266,7 +266,7 @@ def _map_from_images(
     name: str,  # Of the map
 ) -> Attribution:
     "An attribution that is computed from the images alone."
-    maps = {}
+    maps: dict[str, Any] = {}
     for m, images, mask in zip(MODALITIES, case.images, case.masks):
         pairs = list(zip(images[0].cpu(), mask[0].tolist()))[: case.count(m)]
         maps[m] = [function(image) if here else None for image, here in pairs]
