@@ -37,6 +37,7 @@ from PIL import Image
 from cmus_fastai.core import MODALITIES, write_file
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.check import CohortWarning
+from cmus_fastai.data.settings import settings_from_json
 from cmus_fastai.training.config import ComputeConfig, TrainConfig
 from cmus_fastai.training.fit import predict_outputs, train_model
 from cmus_fastai.evaluation.metrics import evaluate
@@ -59,6 +60,7 @@ from common import machine
 
 QUICK = ('attention', 'gradcam')
 AGGREGATORS = ('attention', 'gated', 'entmax', 'dsmil', 'clam', 'transmil', 'topk', 'max', 'mean')
+READING = ('resize', 'remove_strip', 'nm_per_px')
 OPTIONS = dict(ig=dict(n_steps=16), gradient_shap=dict(n_samples=8))
 COMPARED_WITH_EDGES = ('pointing', 'mass', 'deletion', 'insertion')
 
@@ -132,16 +134,18 @@ class Networks:
         if not folder.exists():
             self._train(name, folder, seed, head)
         model, config = load_model(folder)
-        predictor = CasePredictor(model, config['classes'], config['size'], config['resample'])
+        predictor = CasePredictor(model, config['classes'], settings=settings_from_json(config['images']))
         return predictor, config['info']['accuracy']
 
     def _train(self, name, folder, seed, head):
-        size = self.config['size']
-        config = TrainConfig(size=size, head=head)
+        size, settings = self.config['size'], settings_from_json(self.config['images'])
+        options = {name: {m: getattr(settings[m], name) for m in MODALITIES} for name in READING}
+        config = TrainConfig(size=size, head=head, images=options)
         compute = ComputeConfig(num_workers=0, progress=False)
         learn = train_model(config, self.train, seed=seed, cache=self.cache, compute=compute)
         accuracy = evaluate(predict_outputs(learn, self.test).fusion).loc['accuracy'].to_dict()
-        save_model(learn.model, folder, list(learn.dls.vocab), size, accuracy=accuracy)
+        classes, settings = list(learn.dls.vocab), learn.dls.image_settings
+        save_model(learn.model, folder, classes, size, settings, accuracy=accuracy)
         log(f'trained {name}')
 
 
@@ -174,8 +178,10 @@ def examples(auditor, test, store, modality='OM'):
     for quantile in (0.1, 0.5, 0.9) if rows else ():
         ratio, patient = rows[round(quantile * (len(rows) - 1))]
         case = auditor.predictor.open(test[patient])
-        image = picture(case.images[MODALITIES.index(modality)][0])
-        mask = (auditor.truth.masks(case)[modality][0] * 255).astype(np.uint8)
+        masks = auditor.truth.masks(case, auditor.predictor.settings)[modality]
+        place = next(i for i, mask in enumerate(masks) if mask is not None)
+        image = picture(case.images[MODALITIES.index(modality)][0, place])
+        mask = (masks[place] * 255).astype(np.uint8)
         result.append(
             dict(
                 patient=patient,
@@ -258,7 +264,8 @@ class Audit:
         predictor, group = self.auditor.predictor, self.group(patient)
         records = audit_case(self.auditor, case, partner, group, QUICK, QUICK, ())
         for name in AGGREGATORS:
-            for record in bag_scores(self.aggregators[name], case, self.auditor.truth):
+            # only TEM's aggregator differs from that of the audited network
+            for record in bag_scores(self.aggregators[name], case, self.auditor.truth, 'TEM'):
                 if (name, record['method']) == ('mean', 'weight'):
                     continue  # all weights are equal
                 method = f'{record["method"]} ({name})'
@@ -410,7 +417,8 @@ def main():
     train, test = read_cohorts(args)
     model, config = load_model(args.model)
     temperature = config['info'].get('temperature', 1.0)
-    audited = CasePredictor(model, config['classes'], config['size'], config['resample'], temperature)
+    settings = settings_from_json(config['images'])
+    audited = CasePredictor(model, config['classes'], temperature=temperature, settings=settings)
     start = time.time()
     networks = Networks(train, test, config, work, FeatureCache(args.cache, n_views=2, progress=False))
     trained = {f'seed {s}': networks.get(f'seed{s}', s) for s in range(1, args.seeds + 1)}

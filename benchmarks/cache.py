@@ -25,6 +25,7 @@ from common import BACKBONE, Table, arguments, machine, median, ratio, write
 import torch
 from fastai.callback.all import Callback
 from fastai.callback.core import CancelTrainException, CancelValidException
+from cmus_fastai.core import MODALITIES
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.phantom import make_phantom
 from cmus_fastai.training.features import FeatureCache
@@ -45,8 +46,7 @@ COLUMNS = dict(
 
 def n_images(cohort):
     "Number of images of a cohort."
-    n_om_im = cohort.df[['OM', 'IM']].notna().to_numpy().sum()
-    return int(n_om_im + cohort.df.TEM.map(len).sum())
+    return int(sum(cohort.df[modality].map(len).sum() for modality in MODALITIES))
 
 
 class PartialEpoch(Callback):
@@ -70,7 +70,7 @@ class PartialEpoch(Callback):
         self.total = n_images(self.learn.cohorts[not self.training])
 
     def after_batch(self):
-        n_so_far = self.marks[-1][1] + sum(int(mask.sum()) for _, mask in self.xb)
+        n_so_far = self.marks[-1][1] + sum(int(mask.sum()) for _, mask, *_ in self.xb)
         self.marks.append((self.now(), n_so_far))
         if self.share < 1 and n_so_far >= self.share * self.total:
             raise CancelTrainException if self.training else CancelValidException

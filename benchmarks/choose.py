@@ -21,6 +21,7 @@ from pathlib import Path
 from common import machine
 import numpy as np
 import pandas as pd
+from cmus_fastai.core import MODALITIES
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.evaluation.crossval import join_cohorts, make_folds
@@ -38,7 +39,7 @@ CANDIDATES |= {f'mean, TEM by {name}': dict(fusion='mean', aggregator=name) for 
 
 
 def images_with_digest(cohort):
-    "Path and digest of every image."
+    "Every image with its path and digest."
     for modalities in image_digests(cohort).values():
         for images in modalities.values():
             yield from images
@@ -46,15 +47,15 @@ def images_with_digest(cohort):
 
 def purged(train, valid):
     "The training patients without any image that a validation patient has."
-    in_validation = {digest for _, digest in images_with_digest(valid)}
-    allowed = {path for path, digest in images_with_digest(train) if digest not in in_validation}
+    in_validation = {image.digest for image in images_with_digest(valid)}
+    allowed = {image.path for image in images_with_digest(train) if image.digest not in in_validation}
     df = train.df.copy()
-    for m in ('OM', 'IM'):
-        df[m] = [path if path in allowed else None for path in df[m]]
-    bags = [[path for path in bag if path in allowed] for bag in df.TEM]
-    df['TEM'] = pd.Series(bags, index=df.index, dtype=object)
-    has_image = df[['OM', 'IM']].notna().any(axis=1) | (df.TEM.map(len) > 0)
-    return Cohort(df[has_image], train.classes, digests=train.digests, name='purged')
+    for m in MODALITIES:
+        bags = [[path for path in bag if path in allowed] for bag in df[m]]
+        df[m] = pd.Series(bags, index=df.index, dtype=object)
+    has_image = pd.concat([df[m].map(len) for m in MODALITIES], axis=1).sum(axis=1) > 0
+    known = dict(digests=train.digests, tags=train.tags, scales=train.scales, checks=train.checks)
+    return Cohort(df[has_image], train.classes, name='purged', **known)
 
 
 def train_and_predict(config, train, valid, seed, cache, test):

@@ -20,7 +20,7 @@ from common import Table, arguments, interleaved, machine, median, ratio, second
 import numpy as np
 from PIL import Image
 import cmus_fastai.data.bag  # noqa: F401 (gives a Cohort its dataloaders)
-from cmus_fastai.data.cohort import Cohort
+from cmus_fastai.data.cohort import Cohort, images_of
 from cmus_fastai.data.images import read_image
 from cmus_fastai.data.phantom import draw_im, draw_om, draw_tem
 
@@ -101,7 +101,7 @@ def new_cohort(images, folder, side, suffix, rng, n_patients=2):
 
 def paths(cohort):
     "All image files of a cohort."
-    return [path for row in cohort for path in (row.OM, row.IM, *row.TEM)]
+    return [path for row in cohort for path in images_of(row)]
 
 
 def for_each(f, files):

@@ -9,15 +9,14 @@ patients  reading a table of 100 to 10,000 patients (check='fast' and 'full'), a
           patient, and the ratio to the
           smallest cohort, which is about 1 where the work grows as the number of patients does. Every
           patient has --images small JPEGs: one
-          picture a class and modality, each file with a comment of its own so that no two are the same to
-          the cohort. Caches are
+          picture a class and modality, mixed with a random pattern of each file's own so that no two are the
+          same to the cohort. Caches are
           filled with a small random backbone, only up to the size for which that is foreseen to take
           --limit seconds.
 
     python benchmarks/scaling.py --json cmus_fastai/results/scaling.json
 """
 
-import io
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -86,31 +85,31 @@ def bags(a):
 
 
 def files(folder, n, images):
-    "A table of n patients; their pictures are few, but every file has bytes of its own."
-
-    def jpeg(draw, look):
-        buf = io.BytesIO()
-        Image.fromarray(draw(look, np.random.default_rng(0), 96)[0]).save(buf, 'jpeg', quality=80)
-        return buf.getvalue()
-
+    "A table of n patients; every picture is half one of its class and modality, half a random pattern."
     looks = dict(IgAN=('IgAN',) * 3, MN=('MN-spiky', 'MN-fine', 'MN-II'), LN=('LN',) * 3)
-    drawn = {d: [jpeg(f, look) for f, look in zip((draw_om, draw_im, draw_tem), looks[d])] for d in DISEASES}
+    draws = dict(OM=draw_om, IM=draw_im, TEM=draw_tem)
+    drawn = {}
+    for disease in DISEASES:
+        for (modality, draw), look in zip(draws.items(), looks[disease]):
+            drawn[disease, modality] = draw(look, np.random.default_rng(0), 96)[0]
+    rng = np.random.default_rng(0)
 
-    def write_one(path, data, comment):
-        path.write_bytes(
-            data[:2] + b'\xff\xfe' + (len(comment) + 2).to_bytes(2, 'big') + comment + data[2:]
-        )  # a JPEG's comment follows its first two bytes
-        return path.name
+    def write_one(label, modality, name):
+        "Write a picture that no other patient has."
+        pattern = np.kron(rng.integers(0, 256, (12, 12)), np.ones((8, 8)))
+        picture = drawn[label, modality]
+        mixed = picture / 2 + (pattern if picture.ndim == 2 else pattern[..., None]) / 2
+        Image.fromarray(mixed.astype(np.uint8)).save(folder / name, quality=80)
+        return name
 
+    counts = dict(OM=1, IM=1, TEM=images - 2)
     rows = []
     for p in range(n):
-        label = DISEASES[p % 3]
-        names = [
-            write_one(folder / f'{slot}_{p:06}_{k}.jpg', drawn[label][i], f'{p} {slot} {k}'.encode())
-            for slot, i, ks in (('OM', 0, 1), ('IM', 1, 1), ('TEM', 2, images - 2))
-            for k in range(ks)
-        ]
-        rows.append(dict(patient=f'P{p:06}', label=label, OM=names[0], IM=names[1], TEM='|'.join(names[2:])))
+        row = dict(patient=f'P{p:06}', label=DISEASES[p % 3])
+        for modality, count in counts.items():
+            names = [write_one(row['label'], modality, f'{modality}_{p:06}_{k}.jpg') for k in range(count)]
+            row[modality] = '|'.join(names)
+        rows.append(row)
     return pd.DataFrame(rows)
 
 

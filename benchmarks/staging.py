@@ -59,7 +59,8 @@ def fold_predictions(a, kind, seed, train, test, cache):
     "Predictions for the test patients of a fold."
     model, dls = train_fold(a, kind, seed, train, test, cache)
     with torch.inference_mode():
-        logits = [model(*batch[:3]).fusion for batch in cache.loader(model, test, **dls.reading)]
+        reading = dict(settings=dls.image_settings, num_workers=dls.num_workers)
+        logits = [model(*batch[:3]).fusion for batch in cache.loader(model, test, **reading)]
     probs = torch.cat(logits).float().softmax(1).cpu()
     return predictions(test.df.index, test.df.label, probs, test.classes, test.df.group)
 

@@ -11,7 +11,7 @@ __all__ = ['CHECKS', 'SHARES', 'METHODS', 'SLOW_METHODS', 'MIN_PATIENTS', 'MAX_S
 
 # %% ../../nbs/explain/01_audit.ipynb #c010
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -36,6 +36,9 @@ from torch import Tensor, nn
 # %% ../../nbs/explain/01_audit.ipynb #c011
 from ..core import MODALITIES, OKABE_ITO
 from ..data.cohort import Cohort
+from ..data.geometry import fit_square
+from ..data.images import check_image
+from ..data.settings import ImageSettings
 from ..evaluation.metrics import resample_counts, wilson
 from .attribution import CAPTUM_METHODS, Attribution, Case, CasePredictor
 from .attribution import as_predictor, attribute, baseline_images, encoders, instances
@@ -43,14 +46,13 @@ from ..models.cmusnet import CMUSNet, encode_real
 
 # %% ../../nbs/explain/01_audit.ipynb #c013
 def _read_manifest(
-    root: Path,  # Folder with manifest.csv
+    file: Path,  # Table of annotated images
 ) -> pd.DataFrame:  # All columns as text, and `key`: the text of `informative` or `key_instance`
     "Read and check the manifest of annotated images."
-    file = root / 'manifest.csv'
     if not file.is_file():
         raise FileNotFoundError(
-            f"{root} has no manifest.csv, so nothing is known about its images. "
-            "Give the folder of a phantom, or a folder with a manifest."
+            f"{file.parent} has no {file.name}, so nothing is known about its images. "
+            "Give the folder of a phantom, a folder with manifest.csv, or the table itself."
         )
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     key = next((c for c in ('informative', 'key_instance') if c in table.columns), None)
@@ -75,76 +77,90 @@ def _mask_files(
     return [file if needed or file.is_file() else None for file, needed in zip(files, required)]
 
 # %% ../../nbs/explain/01_audit.ipynb #c015
+def _informative(
+    table: pd.DataFrame,  # From `_read_manifest`
+) -> pd.Series:  # bool, one value per row
+    "Which images are informative: key images, and all of an OM or IM bag without any key image."
+    is_key = table.key.str.lower().isin(['true', '1', 'yes'])
+    has_key = is_key.groupby([table.patient, table.modality]).transform('any')
+    return is_key | (~has_key & (table.modality != 'TEM'))
+
+# %% ../../nbs/explain/01_audit.ipynb #c016
 def _annotations(
-    root: Path,  # Folder of the manifest
+    file: Path,  # The manifest
     table: pd.DataFrame,  # From `_read_manifest`
 ) -> pd.DataFrame:  # Index (patient, file name); columns modality, informative (bool), path, mask (or None)
     "What the manifest says about each image."
-    informative = table.key.str.lower().isin(['true', '1', 'yes']) | (table.modality != 'TEM')
+    root, informative = file.parent, _informative(table)
     masks = _mask_files(root, table, informative)
     names = [Path(path).name for path in table.path]
     index = pd.MultiIndex.from_arrays([table.patient, names], names=['patient', 'name'])
     if index.has_duplicates:
         twice = index[index.duplicated()][0]
-        raise ValueError(f"{root / 'manifest.csv'} lists the image {twice} twice. Remove one of the rows.")
-    if all(mask is None for mask in masks):
+        raise ValueError(f"{file} lists the image {twice} twice. Remove one of the rows.")
+    kinds = informative.groupby([table.patient, table.modality]).nunique()
+    if kinds.max() < 2 and all(mask is None for mask in masks):
         raise ValueError(
-            f"{root} has no evidence masks. Name them in a column mask of manifest.csv, "
-            "or store them as masks/<image>.png."
+            f"{file} has no evidence masks, and no bag with key images and others. "
+            "Name masks in its column mask, store them as masks/<image>.png, or mark key images."
         )
     columns = dict(modality=table.modality.to_numpy(), informative=informative.to_numpy())
     columns['mask'] = pd.Series(masks, dtype=object, index=index)
     columns['path'] = [root / path for path in table.path]
     return pd.DataFrame(columns, index=index)
 
-# %% ../../nbs/explain/01_audit.ipynb #c016
+# %% ../../nbs/explain/01_audit.ipynb #c017
 class GroundTruth:
     "What is known about each image: whether it is informative, and where its evidence is."
 
     def __init__(
         self,
         images: pd.DataFrame,  # Index (patient, file name); columns modality, informative, path, mask
-        root: str | Path,  # Folder of the manifest, for error messages
+        file: str | Path,  # The manifest, for error messages
     ):
         self.images = images
-        self.root = Path(root)
+        self.file = Path(file)
 
     @classmethod
     def read(
         cls,
-        folder: str | Path,  # A phantom, or a folder with manifest.csv and masks
+        where: str | Path,  # A phantom, a folder with manifest.csv, or a table of annotated images
     ) -> 'GroundTruth':
         "Read the annotations of a phantom or of real images."
-        root = Path(folder).expanduser()
-        return cls(_annotations(root, _read_manifest(root)), root)
+        file = Path(where).expanduser()
+        if file.suffix.lower() != '.csv':
+            file = file / 'manifest.csv'
+        return cls(_annotations(file, _read_manifest(file)), file)
 
-# %% ../../nbs/explain/01_audit.ipynb #c017
+# %% ../../nbs/explain/01_audit.ipynb #c018
 @patch
 def _row(self: GroundTruth, patient, name):
     "What is known about one image."
     if (patient, name) not in self.images.index:
         raise KeyError(
-            f"{self.root / 'manifest.csv'} does not list the image {name!r} of patient {patient!r}. "
+            f"{self.file} does not list the image {name!r} of patient {patient!r}. "
             "Add a row for it."
         )
     return self.images.loc[(patient, name)]
 
-# %% ../../nbs/explain/01_audit.ipynb #c018
+# %% ../../nbs/explain/01_audit.ipynb #c019
 @patch
 def informative(
     self: GroundTruth,
     case: Case,
+    modality: str = 'TEM',  # 'OM', 'IM' or 'TEM'
 ) -> np.ndarray:  # bool [N]
-    "Which TEM images of a case show signs of its class."
-    return np.array([bool(self._row(case.patient, name).informative) for name in case.names['TEM']], bool)
+    "Which images of a bag show signs of the case's class."
+    return np.array([bool(self._row(case.patient, name).informative) for name in case.names[modality]], bool)
 
-# %% ../../nbs/explain/01_audit.ipynb #c019
+# %% ../../nbs/explain/01_audit.ipynb #c020
 @patch
 def mask(
     self: GroundTruth,
     patient: str,
     name: str,  # File name of the image
     size: int,  # Side of the mask, px
+    resize: str = 'squish',  # How the image was made square: 'squish', 'crop' or 'pad'
 ) -> np.ndarray | None:  # bool [size,size]; None where the evidence is not known
     "Where the evidence is in an image, resized to the nearest pixels."
     row = self._row(patient, name)
@@ -152,40 +168,58 @@ def mask(
         return None
     if not Path(row['mask']).is_file():
         raise FileNotFoundError(f"{row['mask']}: the mask of {name!r} (patient {patient}) is missing.")
-    with Image.open(row['mask']) as file, Image.open(row['path']) as image:
-        if file.size != image.size:
+    image = check_image(row['path'], 'fast')
+    with Image.open(row['mask']) as file:
+        if file.size != (image.width, image.height):
             raise ValueError(
-                f"{row['mask']} has {file.size} px and its image {image.size}. "
+                f"{row['mask']} has {file.size} px and its image {(image.width, image.height)}. "
                 "A mask must have its image's shape."
             )
         evidence = file.convert('L').point(lambda v: 255 if v else 0)
-        return np.asarray(evidence.resize((size, size), Image.Resampling.NEAREST)) > 0
+        return np.asarray(fit_square(evidence, size, resize, 'nearest', (0, 0, 0))) > 0
 
-# %% ../../nbs/explain/01_audit.ipynb #c020
+# %% ../../nbs/explain/01_audit.ipynb #c021
 @patch
 def masks(
     self: GroundTruth,
     case: Case,
+    settings: Mapping[str, ImageSettings] | None = None,  # How images were read, by modality; None: squished
 ) -> dict:  # 'OM', 'IM', 'TEM' → list of masks [H,W]; None where not known, empty, or not informative
     "The evidence of a case, for each modality."
-    size = case.images[0].shape[-1]
 
-    def evidence(name):
+    def evidence(name, size, resize):
         if not self._row(case.patient, name).informative:
             return None
-        mask = self.mask(case.patient, name, size)
+        mask = self.mask(case.patient, name, size, resize)
         return mask if mask is not None and mask.any() else None
 
-    return {m: [evidence(name) for name in case.names[m]] for m in MODALITIES}
+    evidences = {}
+    for m, images in zip(MODALITIES, case.images):
+        how = 'squish' if settings is None else _resize_mode(m, settings[m])
+        evidences[m] = [evidence(name, images.shape[-1], how) for name in case.names[m]]
+    return evidences
 
-# %% ../../nbs/explain/01_audit.ipynb #c026
+# %% ../../nbs/explain/01_audit.ipynb #c022
+def _resize_mode(
+    modality: str,
+    settings: ImageSettings,
+) -> str:  # 'squish', 'crop' or 'pad'
+    "How the images were made square; `ValueError` if masks cannot follow."
+    if settings.remove_strip or settings.nm_per_px is not None:
+        raise ValueError(
+            f"The {modality} images of this model were cropped one by one (remove_strip or nm_per_px), "
+            "and masks do not follow. Audit a model that reads whole images."
+        )
+    return settings.resize
+
+# %% ../../nbs/explain/01_audit.ipynb #c028
 class Score(NamedTuple):
     "A score, and what it would be by chance."
 
     value: float
     chance: float
 
-# %% ../../nbs/explain/01_audit.ipynb #c027
+# %% ../../nbs/explain/01_audit.ipynb #c029
 def _hit_area(
     mask: np.ndarray,  # Evidence of an image, bool [H,W]
     tolerance: float,  # px at 224 px
@@ -193,7 +227,7 @@ def _hit_area(
     "The pixels that count as hits."
     return distance_transform_edt(~mask) <= tolerance * len(mask) / 224
 
-# %% ../../nbs/explain/01_audit.ipynb #c028
+# %% ../../nbs/explain/01_audit.ipynb #c030
 def pointing_game(
     a: np.ndarray,  # Attribution of one image, [H,W]
     mask: np.ndarray,  # Its evidence, bool [H,W]
@@ -203,7 +237,7 @@ def pointing_game(
     hits = _hit_area(mask, tolerance)
     return Score(float(hits[a >= a.max()].mean()), float(hits.mean()))
 
-# %% ../../nbs/explain/01_audit.ipynb #c029
+# %% ../../nbs/explain/01_audit.ipynb #c031
 def mass_inside(
     a: np.ndarray,  # Attribution of one image, [H,W]
     mask: np.ndarray,  # Its evidence, bool [H,W]
@@ -214,7 +248,7 @@ def mass_inside(
     total = positive.sum()
     return Score(float(positive[mask].sum() / total) if total > 0 else chance, chance)
 
-# %% ../../nbs/explain/01_audit.ipynb #c035
+# %% ../../nbs/explain/01_audit.ipynb #c037
 def bag_auc(
     score: Iterable[float],  # Score of each image of one bag, [N]
     informative: Iterable[bool],  # Which are informative, [N]
@@ -225,22 +259,20 @@ def bag_auc(
         return np.nan
     return float(roc_auc_score(informative, np.asarray(score, float)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c039
+# %% ../../nbs/explain/01_audit.ipynb #c042
 def _map_from_images(
     case: Case,
     function: Callable,  # Image [3,H,W] → map [H,W]
     name: str,  # Of the map
 ) -> Attribution:
     "An attribution that is computed from the images alone."
-    maps = []
-    for images, mask in zip(case.images, case.masks):
-        pairs = zip(images.flatten(0, -4).cpu(), mask.flatten().tolist())
-        maps.append([function(image) if here else None for image, here in pairs])
-    bags = {m: values[: case.count(m)] for m, values in zip(MODALITIES, maps)}
-    om, im, tem = bags.values()
-    return Attribution(name, '', '', om, im, tem, signed=False)
+    maps: dict[str, Any] = {}
+    for m, images, mask in zip(MODALITIES, case.images, case.masks):
+        pairs = list(zip(images[0].cpu(), mask[0].tolist()))[: case.count(m)]
+        maps[m] = [function(image) if here else None for image, here in pairs]
+    return Attribution(name, '', '', **maps, signed=False)
 
-# %% ../../nbs/explain/01_audit.ipynb #c040
+# %% ../../nbs/explain/01_audit.ipynb #c043
 def edge_map(
     case: Case,
 ) -> Attribution:
@@ -252,7 +284,7 @@ def edge_map(
 
     return _map_from_images(case, edges, 'edges')
 
-# %% ../../nbs/explain/01_audit.ipynb #c041
+# %% ../../nbs/explain/01_audit.ipynb #c044
 def random_map(
     case: Case,
     seed: int = 0,
@@ -265,7 +297,7 @@ def random_map(
 
     return _map_from_images(case, noise, 'random')
 
-# %% ../../nbs/explain/01_audit.ipynb #c045
+# %% ../../nbs/explain/01_audit.ipynb #c048
 def _block_numbers(
     side: int,  # Blocks along a side
     size: int,  # Pixels along a side
@@ -274,7 +306,7 @@ def _block_numbers(
     position = np.minimum(np.arange(size) * side // size, side - 1)
     return position[:, None] * side + position
 
-# %% ../../nbs/explain/01_audit.ipynb #c046
+# %% ../../nbs/explain/01_audit.ipynb #c049
 def block_order(
     maps: list,  # Attributions of all images of a modality, [H,W] each; None where there is no image
     side: int = 14,  # Blocks along an image's side
@@ -295,7 +327,7 @@ def block_order(
         order[i] = ranks[blocks]
     return order
 
-# %% ../../nbs/explain/01_audit.ipynb #c047
+# %% ../../nbs/explain/01_audit.ipynb #c050
 def _mix_with_baseline(
     images: Tensor,  # Of one modality, [N,3,H,W]
     base: Tensor,  # Baseline, [N,3,H,W]
@@ -308,7 +340,7 @@ def _mix_with_baseline(
     inserted = [torch.where(order < share, images, base) for share in shares]
     return torch.stack([*removed, base, *inserted])
 
-# %% ../../nbs/explain/01_audit.ipynb #c048
+# %% ../../nbs/explain/01_audit.ipynb #c051
 def _probabilities_of_images(
     predictor: CasePredictor,
     case: Case,
@@ -325,14 +357,14 @@ def _probabilities_of_images(
     maps[i] = torch.cat([case.maps[i], encoded])
     return predictor.calibrate(model.head(*zip(maps, masks, tags)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c049
+# %% ../../nbs/explain/01_audit.ipynb #c052
 class RemovalCurves(NamedTuple):
     "Probability of a class at 0, 1/steps, …, 1 of the blocks."
 
     deletion: np.ndarray  # While the hottest blocks are removed, [steps+1]
     insertion: np.ndarray  # While they are inserted into the baseline, [steps+1]
 
-# %% ../../nbs/explain/01_audit.ipynb #c050
+# %% ../../nbs/explain/01_audit.ipynb #c053
 @torch.no_grad()
 def removal_curves(
     predictor: CasePredictor,
@@ -349,13 +381,13 @@ def removal_curves(
     images = case.images[i]
     base = baseline_images(case, baselines)[i]
     order = torch.as_tensor(order, device=images.device)[:, None]
-    mixed = _mix_with_baseline(images.flatten(0, -4), base.flatten(0, -4), order, steps)
-    p = _probabilities_of_images(predictor, case, i, mixed.view(-1, *images.shape[1:]))
+    mixed = _mix_with_baseline(images[0], base[0], order, steps)
+    p = _probabilities_of_images(predictor, case, i, mixed)
     p = p[:, k].cpu().numpy()
     whole, empty = p[0], p[steps]
     return RemovalCurves(p[: steps + 1], np.r_[empty, p[steps + 1 :], whole])
 
-# %% ../../nbs/explain/01_audit.ipynb #c051
+# %% ../../nbs/explain/01_audit.ipynb #c054
 def curve_area(
     curve: Iterable[float],  # Values at evenly spaced shares from 0 to 1
 ) -> float:
@@ -363,7 +395,7 @@ def curve_area(
     curve = np.asarray(curve, float)
     return float(trapezoid(curve, dx=1 / (len(curve) - 1)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c059
+# %% ../../nbs/explain/01_audit.ipynb #c062
 def _pixels_of_both(
     a: Attribution,
     b: Attribution,
@@ -381,7 +413,7 @@ def _is_constant(x):
     "Whether all values are equal, up to rounding."
     return np.ptp(x) <= 1e-9 * np.abs(x).max()
 
-# %% ../../nbs/explain/01_audit.ipynb #c060
+# %% ../../nbs/explain/01_audit.ipynb #c063
 def rank_similarity(
     a: Attribution,
     b: Attribution,  # Of the same case, or of another one
@@ -399,7 +431,7 @@ def rank_similarity(
         return np.nan if all(constant) else 0.0
     return float(spearmanr(x, y).statistic)
 
-# %% ../../nbs/explain/01_audit.ipynb #c061
+# %% ../../nbs/explain/01_audit.ipynb #c064
 def add_noise(
     case: Case,
     std: float,  # Standard deviation, of full scale
@@ -414,19 +446,21 @@ def add_noise(
         images.append(torch.where(mask[..., None, None, None], noisy, x))
     return replace(case, images=tuple(images))
 
-# %% ../../nbs/explain/01_audit.ipynb #c065
+# %% ../../nbs/explain/01_audit.ipynb #c068
 @torch.no_grad()
 def _shuffle_weights(
     module: nn.Module,
     seed: int,
 ):
-    "Permute the numbers within every weight tensor, in place."
+    "Permute the numbers within every weight tensor, in place; images without a tag stay unchanged."
     generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     for p in module.parameters():
-        order = torch.randperm(p.numel(), generator=generator).to(p.device)
-        p.copy_(p.flatten()[order].view_as(p))
+        shuffled = p[1:] if id(p) in embeddings else p  # number 0 is no tag
+        order = torch.randperm(shuffled.numel(), generator=generator).to(p.device)
+        shuffled.copy_(shuffled.flatten()[order].view_as(shuffled))
 
-# %% ../../nbs/explain/01_audit.ipynb #c066
+# %% ../../nbs/explain/01_audit.ipynb #c069
 @torch.no_grad()
 def _update_batch_norms(
     model: CMUSNet,
@@ -449,7 +483,7 @@ def _update_batch_norms(
     for norm in norms:
         norm.eval()
 
-# %% ../../nbs/explain/01_audit.ipynb #c067
+# %% ../../nbs/explain/01_audit.ipynb #c070
 def randomise(
     predictor: CasePredictor,
     what: str = 'head',  # 'head', or 'all': the encoders too
@@ -468,7 +502,7 @@ def randomise(
     result.model = model
     return result
 
-# %% ../../nbs/explain/01_audit.ipynb #c071
+# %% ../../nbs/explain/01_audit.ipynb #c074
 # 1: a large score is good; -1: a small score is good
 CHECKS = dict(
     pointing=1,
@@ -487,7 +521,7 @@ SLOW_METHODS = ('ig', 'gradient_shap', 'occlusion', 'ablation')  # Many passes f
 MIN_PATIENTS = 5  # Patients, or groups, for a verdict
 MAX_SIMILARITY = 0.5  # To the map of a random network; above, a map does not depend on what was learnt
 
-# %% ../../nbs/explain/01_audit.ipynb #c072
+# %% ../../nbs/explain/01_audit.ipynb #c075
 def _same_weights(
     a: nn.Module,
     b: nn.Module,  # Of the same architecture
@@ -496,7 +530,7 @@ def _same_weights(
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
 
-# %% ../../nbs/explain/01_audit.ipynb #c073
+# %% ../../nbs/explain/01_audit.ipynb #c076
 @dataclass
 class Auditor:
     "The checks of one trained model, case by case."
@@ -520,7 +554,7 @@ class Auditor:
             pairs = zip(encoders(other.model), encoders(self.predictor.model))
             self._same_encoders.append(all(_same_weights(a, b) for a, b in pairs))
 
-# %% ../../nbs/explain/01_audit.ipynb #c074
+# %% ../../nbs/explain/01_audit.ipynb #c077
 @patch
 def attribution(
     self: Auditor,
@@ -544,7 +578,7 @@ def _attribute(self: Auditor, predictor, case, method, target):
     "An attribution with the auditor's options; not stored."
     return attribute(predictor, case, method, target, **self.options.get(method, {}))
 
-# %% ../../nbs/explain/01_audit.ipynb #c075
+# %% ../../nbs/explain/01_audit.ipynb #c078
 @patch
 def keep_patients(
     self: Auditor,
@@ -554,7 +588,7 @@ def keep_patients(
     patients = set(patients)
     self.attributions = {key: a for key, a in self.attributions.items() if key[0] in patients}
 
-# %% ../../nbs/explain/01_audit.ipynb #c076
+# %% ../../nbs/explain/01_audit.ipynb #c079
 @patch
 def random_predictors(
     self: Auditor,
@@ -568,7 +602,7 @@ def random_predictors(
         )
     return self._randomised
 
-# %% ../../nbs/explain/01_audit.ipynb #c078
+# %% ../../nbs/explain/01_audit.ipynb #c081
 def _location_scores(
     pairs: list,  # (attribution, evidence), [H,W] each
     tolerance: float,  # Of the pointing game, px at 224 px
@@ -580,15 +614,15 @@ def _location_scores(
     )
     return {check: np.mean(values, 0) for check, values in scores.items()}
 
-# %% ../../nbs/explain/01_audit.ipynb #c079
+# %% ../../nbs/explain/01_audit.ipynb #c082
 @patch
 def check_location(
     self: Auditor,
     case: Case,
     methods: Iterable[str],
 ) -> list[dict]:  # check, method, modality, value, chance
-    "Pointing game and mass of one case; for TEM the mean over its informative images."
-    masks = self.truth.masks(case)
+    "Pointing game and mass of one case; mean over the informative images of each bag."
+    masks = self.truth.masks(case, self.predictor.settings)
     records = []
     for method, m in product(methods, case.present):
         if method == 'attention' and m == 'TEM':
@@ -601,62 +635,65 @@ def check_location(
             records.append(dict(check=check, method=method, modality=m, value=value, chance=chance))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c080
+# %% ../../nbs/explain/01_audit.ipynb #c083
 def bag_scores(
     predictor: CasePredictor,
     case: Case,
     truth: GroundTruth,
+    modality: str = 'TEM',  # 'OM', 'IM' or 'TEM'
     **scores: Iterable[float],  # Further scores: name → one for each image
 ) -> list[dict]:  # check, method, modality, value, chance; none for a bag with only one kind of image
-    "AUC within the bag of SMIL's weights, of contributions, and of further scores."
-    informative = truth.informative(case)
-    if 'TEM' not in case.present or informative.all() or not informative.any():
+    "AUC within the bag of the aggregator's weights, of contributions, and of further scores."
+    informative = truth.informative(case, modality)
+    if modality not in case.present or informative.all() or not informative.any():
         return []
-    table = instances(predictor, case)
+    table = instances(predictor, case, modality=modality)
     scores = dict(weight=table.weight, contribution=table.contribution, **scores)
     records = []
     for name, score in scores.items():
         value = bag_auc(score, informative)
-        records.append(dict(check='instances', method=name, modality='TEM', value=value, chance=0.5))
+        records.append(dict(check='instances', method=name, modality=modality, value=value, chance=0.5))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c081
+# %% ../../nbs/explain/01_audit.ipynb #c084
 @patch
 def check_bag(
     self: Auditor,
     case: Case,
     methods: Iterable[str],
 ) -> list[dict]:  # check, method, modality, value, chance
-    "AUC within the bag of weights, contributions, and the positive attribution on each image."
-    if 'TEM' not in case.present:
-        return []
-    scores = {}
-    for method in methods:
-        if method != 'attention':  # its TEM part is the weight
-            maps = self.attribution(case, method).TEM
-            scores[method] = [np.clip(a, 0, None).sum() for a in maps]
-    return bag_scores(self.predictor, case, self.truth, **scores)
+    "AUC within the bags of weights, contributions, and the positive attribution on each image."
+    records = []
+    for m in case.present:
+        scores = {}
+        for method in methods:
+            if method != 'attention':  # its sum over an image is the weight
+                maps = self.attribution(case, method).maps(m)
+                scores[method] = [0.0 if a is None else np.clip(a, 0, None).sum() for a in maps]
+        records += bag_scores(self.predictor, case, self.truth, m, **scores)
+    return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c082
+# %% ../../nbs/explain/01_audit.ipynb #c085
 @patch
 def instance_table(
     self: Auditor,
     case: Case,
+    modality: str = 'TEM',  # 'OM', 'IM' or 'TEM'
 ) -> pd.DataFrame:  # name, weight, share, contribution, informative, patient
-    "Weight and contribution of every TEM image of a case, and whether it is informative."
-    if 'TEM' not in case.present:
+    "Weight and contribution of every image of a bag, and whether it is informative."
+    if modality not in case.present:
         return pd.DataFrame(columns=['patient', 'name', 'weight', 'share', 'contribution', 'informative'])
-    table = instances(self.predictor, case)[['name', 'weight', 'share', 'contribution']]
-    return table.assign(informative=self.truth.informative(case), patient=case.patient)
+    table = instances(self.predictor, case, modality=modality)[['name', 'weight', 'share', 'contribution']]
+    return table.assign(informative=self.truth.informative(case, modality), patient=case.patient)
 
-# %% ../../nbs/explain/01_audit.ipynb #c083
+# %% ../../nbs/explain/01_audit.ipynb #c086
 @patch
 def _removal_curves(self: Auditor, case, modality, maps, rng) -> RemovalCurves:
     "Deletion and insertion in the order of these maps; `rng` orders equal blocks."
     order = block_order(maps, seed=int(rng.integers(1 << 31)))
     return removal_curves(self.predictor, case, modality, order, steps=self.steps)
 
-# %% ../../nbs/explain/01_audit.ipynb #c084
+# %% ../../nbs/explain/01_audit.ipynb #c087
 def _removal_records(
     method: str,
     modality: str,
@@ -672,7 +709,7 @@ def _removal_records(
         records.append(record)
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c085
+# %% ../../nbs/explain/01_audit.ipynb #c088
 @patch
 def check_removal(
     self: Auditor,
@@ -693,7 +730,7 @@ def check_removal(
                 records += _removal_records(method, m, curves, np.mean(draws, 0))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c086
+# %% ../../nbs/explain/01_audit.ipynb #c089
 @patch
 def _repeated(
     self: Auditor,
@@ -712,7 +749,7 @@ def _repeated(
             repeats.append(('seeds', self._attribute(other, encoded, method, k)))
         yield method, repeats
 
-# %% ../../nbs/explain/01_audit.ipynb #c087
+# %% ../../nbs/explain/01_audit.ipynb #c090
 @patch
 def check_stability(
     self: Auditor,
@@ -737,7 +774,7 @@ def check_stability(
                     records.append(dict(check=check, method=method, modality=m, value=value, chance=chance))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c088
+# %% ../../nbs/explain/01_audit.ipynb #c091
 @patch
 def check_sanity(
     self: Auditor,
@@ -758,7 +795,7 @@ def check_sanity(
                 records.append(record | dict(value=value, chance=MAX_SIMILARITY))
     return records
 
-# %% ../../nbs/explain/01_audit.ipynb #c092
+# %% ../../nbs/explain/01_audit.ipynb #c095
 def _verdict(check, low, high, chance):
     "Whether an interval lies on the right side of chance."
     if not np.isfinite([low, high]).all():
@@ -771,7 +808,7 @@ def _verdict(check, low, high, chance):
         return 'holds'
     return 'fails' if high < 0 else 'undecided'
 
-# %% ../../nbs/explain/01_audit.ipynb #c093
+# %% ../../nbs/explain/01_audit.ipynb #c096
 def _half_width(
     scores: pd.DataFrame,  # One row per patient: group, value, chance
     check: str,  # One of `CHECKS`
@@ -792,7 +829,7 @@ def _half_width(
         half = max(half, 1 - wilson(groups, groups, level)[0])
     return half
 
-# %% ../../nbs/explain/01_audit.ipynb #c094
+# %% ../../nbs/explain/01_audit.ipynb #c097
 def _summarise(
     scores: pd.DataFrame,  # One row per patient: group, value, chance
     check: str,  # One of `CHECKS`
@@ -808,7 +845,7 @@ def _summarise(
         verdict = _verdict(check, low, high, chance)
     return dict(estimate=estimate, low=low, high=high, chance=chance, n=len(scores), verdict=verdict)
 
-# %% ../../nbs/explain/01_audit.ipynb #c095
+# %% ../../nbs/explain/01_audit.ipynb #c098
 def audit_table(
     records: list[dict] | pd.DataFrame,  # check, method, modality, patient, group, value, chance
     level: float = 0.95,  # Of the intervals
@@ -826,7 +863,7 @@ def audit_table(
     table = pd.DataFrame(list(rows.values()), index=pd.MultiIndex.from_tuples(rows, names=key))
     return table.loc[sorted(table.index, key=lambda names: list(CHECKS).index(names[0]))]
 
-# %% ../../nbs/explain/01_audit.ipynb #c099
+# %% ../../nbs/explain/01_audit.ipynb #c102
 def compare_with(
     records: list[dict] | pd.DataFrame,  # As for `audit_table`
     method: str = 'edges',  # Its values become the chance level
@@ -838,7 +875,7 @@ def compare_with(
     others = df[df.method != method].drop(columns='chance').join(reference, on=key)
     return others[others.chance.notna()]
 
-# %% ../../nbs/explain/01_audit.ipynb #c102
+# %% ../../nbs/explain/01_audit.ipynb #c105
 def select_patients(
     cohort: Cohort,
     n: int | None = None,  # How many; None: all
@@ -853,7 +890,7 @@ def select_patients(
     turns = [queue[i] for i in range(longest) for queue in queues if i < len(queue)]
     return [str(patient) for patient in turns[:n]]
 
-# %% ../../nbs/explain/01_audit.ipynb #c103
+# %% ../../nbs/explain/01_audit.ipynb #c106
 def audit_case(
     auditor: Auditor,
     case: Case,
@@ -878,7 +915,7 @@ def audit_case(
         records += auditor.check_stability(case, partner, again) + auditor.check_sanity(case, again)
     return [dict(patient=case.patient, group=group, **record) for record in records]
 
-# %% ../../nbs/explain/01_audit.ipynb #c104
+# %% ../../nbs/explain/01_audit.ipynb #c107
 def _records(
     auditor: Auditor,
     cohort: Cohort,
@@ -901,7 +938,7 @@ def _records(
         auditor.keep_patients([patient] if i else patients[:2])
         partner = case
 
-# %% ../../nbs/explain/01_audit.ipynb #c105
+# %% ../../nbs/explain/01_audit.ipynb #c108
 def audit(
     learn: Any,  # `CMUSLearner` or `CasePredictor`
     truth: str | Path | GroundTruth,  # Folder of a phantom or of annotated images, or a `GroundTruth`
@@ -930,7 +967,7 @@ def audit(
     table.attrs['records'] = records
     return table
 
-# %% ../../nbs/explain/01_audit.ipynb #c106
+# %% ../../nbs/explain/01_audit.ipynb #c109
 def _cohort_of(learn):
     "The validation patients of a learner."
     if isinstance(learn, CasePredictor):
@@ -940,7 +977,7 @@ def _cohort_of(learn):
         )
     return learn.dls.cohorts[1]
 
-# %% ../../nbs/explain/01_audit.ipynb #c108
+# %% ../../nbs/explain/01_audit.ipynb #c111
 CHECK_LABELS = dict(
     pointing='pointing game ↑',
     mass='mass in evidence ↑',
@@ -958,7 +995,7 @@ VERDICT_STYLES: dict[str, Any] = dict(
     fails=dict(color=OKABE_ITO[1], marker='X', mfc=OKABE_ITO[1]),
 )
 
-# %% ../../nbs/explain/01_audit.ipynb #c109
+# %% ../../nbs/explain/01_audit.ipynb #c112
 def _plot_scores(
     ax: Axes,
     scores: pd.DataFrame,  # Of one check and modality; index: methods
@@ -981,7 +1018,7 @@ def _plot_scores(
     ax.margins(x=0.08)
     ax.locator_params(axis='x', nbins=4)
 
-# %% ../../nbs/explain/01_audit.ipynb #c110
+# %% ../../nbs/explain/01_audit.ipynb #c113
 def select_scores(
     table: pd.DataFrame,  # From `audit_table`
     check: str,  # One of `CHECKS`
@@ -992,7 +1029,7 @@ def select_scores(
     modalities = table.index.get_level_values('modality')
     return table[(checks == check) & (modalities == modality)].droplevel(['check', 'modality'])
 
-# %% ../../nbs/explain/01_audit.ipynb #c111
+# %% ../../nbs/explain/01_audit.ipynb #c114
 def _plot_modality(
     axs: np.ndarray,  # One for each check
     table: pd.DataFrame,  # From `audit_table`
@@ -1016,7 +1053,7 @@ def _plot_modality(
             ax.set_yticklabels([])
         labelled = True
 
-# %% ../../nbs/explain/01_audit.ipynb #c112
+# %% ../../nbs/explain/01_audit.ipynb #c115
 def plot_audit(
     table: pd.DataFrame,  # From `audit` or `audit_table`
 ) -> Figure:
@@ -1035,7 +1072,7 @@ def plot_audit(
         _plot_modality(row, table, checks, m, names)
     return fig
 
-# %% ../../nbs/explain/01_audit.ipynb #c118
+# %% ../../nbs/explain/01_audit.ipynb #c121
 class UniformAttention(nn.Module):
     "CMSA with uniform attention: every token of the query gets the mean of the context's values."
 
@@ -1061,7 +1098,7 @@ class UniformAttention(nn.Module):
         tokens, places = query.flatten(2).shape[2], context.flatten(2).shape[2]
         return output, value.new_full((len(context), heads, tokens, places), 1 / places)
 
-# %% ../../nbs/explain/01_audit.ipynb #c119
+# %% ../../nbs/explain/01_audit.ipynb #c122
 @contextmanager
 def uniform_attention(
     model: CMUSNet,  # With CMSA in its fusion
@@ -1077,7 +1114,7 @@ def uniform_attention(
     finally:
         fusion.cmsa = cmsa
 
-# %% ../../nbs/explain/01_audit.ipynb #c120
+# %% ../../nbs/explain/01_audit.ipynb #c123
 def _concentration(
     weights: Tensor,  # Attention of T tokens to T' places, [heads,T,T']
 ) -> dict:  # peak, focus
@@ -1087,7 +1124,7 @@ def _concentration(
     places = a.shape[1]
     return dict(peak=float(a.mean(0).max() * places), focus=float(1 - entropy / np.log(places)))
 
-# %% ../../nbs/explain/01_audit.ipynb #c121
+# %% ../../nbs/explain/01_audit.ipynb #c124
 def attention_effect(
     predictor: CasePredictor,
     case: Case,
