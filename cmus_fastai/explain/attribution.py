@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OUTPUTS', 'BASELINES', 'CAPTUM_METHODS', 'PIXEL_METHODS', 'MAX_TAGS', 'Case', 'CasePredictor', 'as_predictor',
            'contributions', 'instances', 'picture', 'plot_bag', 'attention', 'encoders', 'FixedWeights', 'CaseLogits',
-           'baseline_images', 'Attribution', 'CaptumMethod', 'attribute', 'smooth', 'scale_of', 'heat', 'overlay',
-           'plot_attribution', 'shapley', 'cohort_shapley', 'tag_contributions', 'format_contributions',
+           'ImageLogits', 'baseline_images', 'Attribution', 'CaptumMethod', 'attribute', 'smooth', 'scale_of', 'heat',
+           'overlay', 'plot_attribution', 'shapley', 'cohort_shapley', 'tag_contributions', 'format_contributions',
            'cohort_tag_contributions']
 
 # %% ../../nbs/explain/00_attribution.ipynb #c010
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,14 +163,11 @@ def _read(
     self: CasePredictor,
     row: pd.Series,  # One patient of a cohort
     modality: str,  # 'OM', 'IM' or 'TEM'
-) -> (
-    tuple
-):  # Images [1,N,3,H,W], mask [1,N], numbers of the tags [1,N]; a missing modality has one empty place
+) -> tuple:  # Images [1,N,3,H,W], mask [1,N], numbers of the tags [1,N]; one empty place if missing
     "The images of one modality as a batch of one."
     paths = CaseImages(modality, self.model.config.get('tags'))(row)
-    images, mask, tags = (
-        x.as_subclass(Tensor) for x in LoadBag(modality, settings=self.settings[modality])(paths)
-    )
+    load = LoadBag(modality, settings=self.settings[modality])
+    images, mask, tags = (x.as_subclass(Tensor) for x in load(paths))
     if not len(mask):
         images, mask, tags = images.new_zeros(1, *images.shape[1:]), mask.new_zeros(1), tags.new_zeros(1)
     device = next(self.model.parameters()).device
@@ -305,6 +303,52 @@ def replace_image(
     return replace(self, **changed)
 
 # %% ../../nbs/explain/00_attribution.ipynb #c036
+_AGGREGATORS = dict(om='om_aggregator', im='im_aggregator', tem='aggregator')
+
+# %% ../../nbs/explain/00_attribution.ipynb #c037
+@contextmanager
+def _use_aggregators(
+    head: nn.Module,  # Of a model
+    others: Mapping[str, nn.Module],  # 'om', 'im', 'tem' → aggregator to use inside the block
+) -> Iterator[None]:
+    "Replace some aggregators of a model inside the block."
+    own = head.aggregators
+    try:
+        for name, aggregator in others.items():
+            setattr(head, _AGGREGATORS[name], aggregator)
+        yield
+    finally:
+        for name, aggregator in own.items():
+            setattr(head, _AGGREGATORS[name], aggregator)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c038
+class _OneMap(nn.Module):
+    "An aggregator for bags that were pooled before: the only map of each bag is the bag's map."
+
+    def forward(
+        self,
+        feats: Tensor,  # One pooled map per bag, [V,1,C,h,w]
+        mask: Tensor,  # True where the bag has an image, [V,1]
+    ) -> tuple[Tensor, Tensor]:  # Bag map [V,C,h,w]; weights [V,1]
+        "The pooled maps as they are."
+        return feats[:, 0], mask.to(feats.dtype)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c039
+def _pool_variants(
+    head: nn.Module,  # Of a model
+    name: str,  # 'om', 'im' or 'tem'
+    bag: MaskedBags,  # Maps [1,N,C,h,w], masks of V variants [V,N], tags [1,N]
+) -> MaskedBags:  # One pooled map for each variant, [V,1,C,h,w]
+    "Pool the bag of one modality under several masks; variants with the same mask are pooled once."
+    masks, number = bag.mask.unique(dim=0, return_inverse=True)
+    maps = head.tagged_maps(name, bag)
+    pooled = []
+    for some in masks.split(max(1, 64 // masks.shape[1])):  # about 64 maps in memory
+        pooled.append(head.aggregators[name](maps.expand(len(some), *maps.shape[1:]), some)[0])
+    no_tags = torch.zeros_like(bag.mask[:, :1], dtype=torch.long)
+    return MaskedBags(torch.cat(pooled)[number, None], bag.mask.any(1, keepdim=True), no_tags)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c040
 @torch.no_grad()
 def _masked_probabilities(
     predictor: CasePredictor,
@@ -312,19 +356,18 @@ def _masked_probabilities(
     masks: Iterable[Tensor],  # V variants of the masks of OM, IM and TEM, each [V,N]
     output: str = 'fusion',  # One of `OUTPUTS`
 ) -> Tensor:  # Probabilities of the classes, [V,K]
-    "Calibrated probabilities of a case under other masks, some variants at a time."
-    masks = [mask.to(case.maps[0].device) for mask in masks]
-    size = max(1, 256 // sum(mask.shape[1] for mask in masks))  # about 256 maps in memory
+    "Calibrated probabilities of a case under other masks."
+    head = predictor.model.head
+    given = zip(head.aggregators, case.maps, masks, case.tag_numbers)
+    pooled = [_pool_variants(head, m, MaskedBags(x, mask.to(x.device), tags)) for m, x, mask, tags in given]
     parts = []
-    for chosen in zip(*(mask.split(size) for mask in masks)):
-        bags = []
-        for maps, mask, tags in zip(case.maps, chosen, case.tag_numbers):
-            n = len(mask)
-            bags.append((maps.expand(n, *maps.shape[1:]), mask, tags.expand(n, -1)))
-        parts.append(predictor.calibrate(predictor.model.head(*bags), output))
+    with _use_aggregators(head, {name: _OneMap() for name in head.aggregators}):
+        for some in torch.arange(len(pooled[0].mask)).split(32):
+            bags = [MaskedBags(bag.images[some], bag.mask[some], bag.tags[some]) for bag in pooled]
+            parts.append(predictor.calibrate(head(*bags), output))
     return torch.cat(parts)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c037
+# %% ../../nbs/explain/00_attribution.ipynb #c041
 def contributions(
     predictor: CasePredictor,
     case: Case,
@@ -333,14 +376,12 @@ def contributions(
 ) -> np.ndarray:  # Probability with all images minus that without this one, [N]; 0 where already left out
     "The probability that a class loses when one image at a time is left out."
     k, n = predictor.target(case, target), case.count(modality)
-    variants = [
-        mask.repeat(n + 1, 1) for mask in case.masks
-    ]  # a row for each image left out, and one with all
+    variants = [mask.repeat(n + 1, 1) for mask in case.masks]  # one for each image left out, one with all
     variants[MODALITIES.index(modality)][range(n), range(n)] = False
     p = _masked_probabilities(predictor, case, variants)[:, k].cpu().numpy()
     return p[-1] - p[:-1]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c038
+# %% ../../nbs/explain/00_attribution.ipynb #c042
 def _smil_distances(
     maps: Tensor,  # Of the images of one modality, [1,N,C,h,w]
     here: np.ndarray,  # True where the bag has an image, [N]
@@ -357,7 +398,20 @@ def _smil_distances(
     kept = here & (to_medoid <= threshold * (1 + 1e-6))
     return pd.DataFrame(dict(distance=to_medoid, kept=kept, medoid=np.arange(n) == medoid))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c039
+# %% ../../nbs/explain/00_attribution.ipynb #c043
+@torch.no_grad()
+def _image_weights(
+    predictor: CasePredictor,
+    case: Case,
+    modality: str,  # 'OM', 'IM' or 'TEM'
+) -> np.ndarray:  # [N]; 0 where an image was left out, or the model does not use the modality
+    "The weights of the images of a bag."
+    n = case.count(modality)
+    if not predictor.model.head.used[MODALITIES.index(modality)]:
+        return np.zeros(n, np.float32)
+    return predictor(case).weights[modality.lower()][0, :n].float().cpu().numpy()
+
+# %% ../../nbs/explain/00_attribution.ipynb #c044
 def instances(
     predictor: CasePredictor,
     case: Case,
@@ -367,7 +421,7 @@ def instances(
     "Tag, weight and contribution of every image of a bag."
     i, n, name = MODALITIES.index(modality), case.count(modality), modality.lower()
     here = case.masks[i][0, :n].cpu().numpy()
-    weight = predictor(case).weights[name][0, :n].float().cpu().numpy()
+    weight = _image_weights(predictor, case, modality)
     columns = dict(name=case.names[modality], tag=case.tags[modality], here=here, weight=weight)
     table = pd.DataFrame(columns)
     table['share'] = table.weight / max(table.weight.sum(), 1e-12)
@@ -379,14 +433,14 @@ def instances(
         table = table.join(_smil_distances(maps.detach(), here, aggregator.t))
     return table
 
-# %% ../../nbs/explain/00_attribution.ipynb #c044
+# %% ../../nbs/explain/00_attribution.ipynb #c049
 def picture(
     x: Tensor,  # Image [3,H,W] in [0,1]
 ) -> np.ndarray:  # uint8 [H,W,3]
     "An image tensor as an array for display."
     return (x.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c045
+# %% ../../nbs/explain/00_attribution.ipynb #c050
 def _distance_label(
     row: pd.Series,  # Of the table from `instances`
     t: float | None,  # SMIL's threshold
@@ -400,7 +454,7 @@ def _distance_label(
     rejected = '' if row.kept else ', rejected'
     return f'\nd = {row.distance:.2f}{limit}{rejected}'
 
-# %% ../../nbs/explain/00_attribution.ipynb #c046
+# %% ../../nbs/explain/00_attribution.ipynb #c051
 def plot_bag(
     case: Case,
     table: pd.DataFrame,  # From `instances`
@@ -409,11 +463,12 @@ def plot_bag(
 ) -> Figure:
     "The bag in the order of the weights, with weight (bar), distance to the medoid, and contribution."
     order = table.index[table.here][np.argsort(-table.weight[table.here], kind='stable')]
-    size = dict(figsize=(1.7 * max(len(order), 2), 2.6), dpi=80, height_ratios=(6, 1))
-    fig, axs = plt.subplots(2, max(len(order), 1), squeeze=False, layout='constrained', **size)
+    rows, columns = max(1, math.ceil(len(order) / 10)), min(max(len(order), 1), 10)
+    size = dict(figsize=(1.7 * max(columns, 2), 2.6 * rows), dpi=80, height_ratios=(6, 1) * rows)
+    fig, axs = plt.subplots(2 * rows, columns, squeeze=False, layout='constrained', **size)
     for ax in axs.flat:
         ax.set_axis_off()
-    for (top, bar), i in zip(axs.T, order):
+    for top, bar, i in zip(axs[::2].flat, axs[1::2].flat, order):
         row = table.loc[i]
         top.imshow(picture(case.images[MODALITIES.index(modality)][0, i]))
         top.set_title(f'{row.tag or modality} {i + 1}{_distance_label(row, t)}', fontsize=8)
@@ -423,7 +478,7 @@ def plot_bag(
         bar.set(xlim=(0, 1), ylim=(-1.2, 0.6))
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c049
+# %% ../../nbs/explain/00_attribution.ipynb #c054
 def _select_attention(
     weights: Tensor,  # Of T tokens to T' places, [heads,T,T']; T=1 if all tokens attend alike
     width: int,  # Columns of the bag's map
@@ -442,7 +497,7 @@ def _select_attention(
     row, column = token
     return weights[row * width + column if len(weights) > 1 else 0]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c050
+# %% ../../nbs/explain/00_attribution.ipynb #c055
 @torch.no_grad()
 def attention(
     predictor: CasePredictor,
@@ -462,14 +517,14 @@ def attention(
             maps[m] = share.view(h, w).float().cpu().numpy()
     return maps
 
-# %% ../../nbs/explain/00_attribution.ipynb #c056
+# %% ../../nbs/explain/00_attribution.ipynb #c061
 def encoders(
     model: CMUSNet,
 ) -> tuple:  # Encoders of OM, IM and TEM
     "The encoders of a model, in the order of `MODALITIES`."
     return model.om, model.im, model.tem
 
-# %% ../../nbs/explain/00_attribution.ipynb #c057
+# %% ../../nbs/explain/00_attribution.ipynb #c062
 class FixedWeights(nn.Module):
     "SMIL with the weights that it gave to one bag."
 
@@ -494,35 +549,14 @@ class FixedWeights(nn.Module):
             shares = weights / weights.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum('bn,bnchw->bchw', shares, feats), weights
 
-# %% ../../nbs/explain/00_attribution.ipynb #c058
-_AGGREGATORS = dict(om='om_aggregator', im='im_aggregator', tem='aggregator')
+# %% ../../nbs/explain/00_attribution.ipynb #c063
+def _zero_of(
+    tensors: Iterable[Tensor],  # Each [B,…]; they do not change the logits
+) -> Tensor | int:  # Zeros [B,1], or 0 without tensors
+    "A zero that depends on tensors, so that their gradient is 0 and not undefined."
+    return sum(0 * x.flatten(1).sum(1, keepdim=True) for x in tensors)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c059
-@contextmanager
-def _use_aggregators(
-    head: nn.Module,  # Of a model
-    others: Mapping[str, nn.Module],  # 'om', 'im', 'tem' → aggregator to use inside the block
-) -> Iterator[None]:
-    "Replace some aggregators of a model inside the block."
-    own = head.aggregators
-    try:
-        for name, aggregator in others.items():
-            setattr(head, _AGGREGATORS[name], aggregator)
-        yield
-    finally:
-        for name, aggregator in own.items():
-            setattr(head, _AGGREGATORS[name], aggregator)
-
-# %% ../../nbs/explain/00_attribution.ipynb #c060
-def _zero_of_missing(
-    inputs: Iterable[Tensor],  # OM, IM, TEM
-    masks: Iterable[Tensor],
-) -> Tensor | int:  # Zeros [B,1], or 0 if no modality is missing
-    "A zero that depends on the missing modalities, so that their gradient is 0 and not undefined."
-    missing = [x for x, mask in zip(inputs, masks) if not mask.any()]
-    return sum(0 * x.flatten(1).sum(1, keepdim=True) for x in missing)
-
-# %% ../../nbs/explain/00_attribution.ipynb #c061
+# %% ../../nbs/explain/00_attribution.ipynb #c064
 class CaseLogits(nn.Module):
     "Logits of one output as a function of OM, IM and TEM and their masks: the function that Captum explains."
 
@@ -532,11 +566,12 @@ class CaseLogits(nn.Module):
         case: Case,  # The case that is explained
         output: str = 'fusion',  # One of `OUTPUTS`
         fix_weights: bool = False,  # Use SMIL's weights for this case: for gradients
-        reuse_maps: bool = False,  # Encode only images that differ from the case's: for perturbations
     ):
         super().__init__()
         self.model, self.case = predictor.model, case
-        self.output, self.reuse_maps = output.lower(), reuse_maps
+        self.output = output.lower()
+        many = sum(int(mask.sum()) for mask in case.masks) > 32
+        self.chunk = self.model.chunk or (8 if many else None)
         self.taps = nn.ModuleDict({m: nn.Identity() for m in MODALITIES})  # layer methods read the maps here
         self.fixed = nn.ModuleDict()
         if fix_weights:
@@ -545,7 +580,7 @@ class CaseLogits(nn.Module):
                 if isinstance(aggregator, SMIL):
                     self.fixed[name] = FixedWeights(aggregator, weights[name])
 
-# %% ../../nbs/explain/00_attribution.ipynb #c062
+# %% ../../nbs/explain/00_attribution.ipynb #c065
 @patch
 def forward(
     self: CaseLogits,
@@ -560,9 +595,11 @@ def forward(
     tags = [numbers.expand(len(mask), -1) for numbers, mask in zip(self.case.tag_numbers, masks)]
     with _use_aggregators(self.model.head, self.fixed):
         output = self.model.head(*zip(maps, masks, tags))
-    return getattr(output, self.output) + _zero_of_missing(tensors, masks)
+    missing = [x for x, mask in zip(tensors, masks) if not mask.any()]
+    unused = [x for x, used in zip(maps, self.model.head.used) if not used]
+    return getattr(output, self.output) + _zero_of([*missing, *unused])
 
-# %% ../../nbs/explain/00_attribution.ipynb #c063
+# %% ../../nbs/explain/00_attribution.ipynb #c066
 @patch
 def _encode(
     self: CaseLogits,
@@ -574,18 +611,44 @@ def _encode(
     encoder = encoders(self.model)[i]
     if x.shape[-3] == encoder.dim:
         return x
-    own = self.case.maps[i].expand(len(x), *self.case.maps[i].shape[1:])
-    if not self.reuse_maps:
-        maps = encode_real(encoder, x, mask, self.model.chunk)
-        return torch.zeros_like(own) if maps is None else maps
-    changed = (x != self.case.images[i]).flatten(mask.ndim).any(-1)
-    maps = encode_real(encoder, x, mask & changed, self.model.chunk)
-    return own if maps is None else torch.where((mask & changed)[..., None, None, None], maps, own)
+    maps = encode_real(encoder, x, mask, self.chunk)
+    return x.new_zeros(len(x), *self.case.maps[i].shape[1:]) if maps is None else maps
 
-# %% ../../nbs/explain/00_attribution.ipynb #c066
+# %% ../../nbs/explain/00_attribution.ipynb #c068
+class ImageLogits(nn.Module):
+    "Logits of one output as a function of a single image of a case; all other images are as they are."
+
+    def __init__(
+        self,
+        logits: CaseLogits,  # Its model, case and output are used
+        i: int,  # Number of the modality, in the order of `MODALITIES`
+        place: int,  # Place of the image in its bag, from 0
+    ):
+        super().__init__()
+        self.model, self.case, self.output = logits.model, logits.case, logits.output
+        self.i, self.place = i, place
+        bags = [MaskedBags(*bag) for bag in zip(self.case.maps, self.case.masks, self.case.tag_numbers)]
+        names = [m.lower() for m in MODALITIES]
+        others = {name: _OneMap() for name in names if name != names[i]}
+        self.others = nn.ModuleDict(others)  # their bags are pooled here, once
+        self.bags = [_pool_variants(self.model.head, m, b) if m in others else b for m, b in zip(names, bags)]
+
+    def forward(
+        self,
+        x: Tensor,  # The image, [B,3,H,W]
+    ) -> Tensor:  # Logits [B,K]
+        "Logits of the classes."
+        here = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        maps = encode_real(encoders(self.model)[self.i], x, here, self.model.chunk)
+        bags = [MaskedBags(*(part.repeat_interleave(len(x), 0) for part in bag)) for bag in self.bags]
+        bags[self.i].images[:, self.place] = maps
+        with _use_aggregators(self.model.head, self.others):
+            return getattr(self.model.head(*bags), self.output)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c071
 BASELINES = dict(OM='white', IM='black', TEM='grey')
 
-# %% ../../nbs/explain/00_attribution.ipynb #c067
+# %% ../../nbs/explain/00_attribution.ipynb #c072
 def _baseline_image(
     x: Tensor,  # Images of one modality, [1,N,3,H,W]
     mask: Tensor,  # True where there is an image, [1,N]
@@ -605,7 +668,7 @@ def _baseline_image(
         )
     return torch.full_like(x, value) * here
 
-# %% ../../nbs/explain/00_attribution.ipynb #c068
+# %% ../../nbs/explain/00_attribution.ipynb #c073
 def baseline_images(
     case: Case,
     baselines: dict | None = None,  # Modality → 'white', 'black', 'grey', 'blur', or a number in [0,1]
@@ -617,12 +680,12 @@ def baseline_images(
     triples = zip(case.images, case.masks, MODALITIES)
     return tuple(_baseline_image(x, mask, kinds[m]) for x, mask, m in triples)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c071
+# %% ../../nbs/explain/00_attribution.ipynb #c076
 def _batch_size(case):
     "Number of variants of a case to compute at once, so that about 32 images are in memory."
     return max(1, 32 // sum(mask.shape[1] for mask in case.masks))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c072
+# %% ../../nbs/explain/00_attribution.ipynb #c077
 class _Segment(NamedTuple):
     "A part of the path from the baseline (0) to the image (1), and its integral."
 
@@ -631,7 +694,7 @@ class _Segment(NamedTuple):
     end: float  # To 1
     attributions: tuple  # OM, IM, TEM, shaped as the images
 
-# %% ../../nbs/explain/00_attribution.ipynb #c073
+# %% ../../nbs/explain/00_attribution.ipynb #c078
 @dataclass
 class _Path:
     "The straight path from the baseline to the images of a case."
@@ -656,7 +719,7 @@ class _Path:
         logits = [self.logits(*images, *self.case.masks) for images in (self.case.images, self.base)]
         return (logits[0] - logits[1])[0, self.target].item()
 
-# %% ../../nbs/explain/00_attribution.ipynb #c074
+# %% ../../nbs/explain/00_attribution.ipynb #c079
 @patch
 def integrate(
     self: _Path,
@@ -676,12 +739,12 @@ def integrate(
     self.used += self.steps
     return _Segment(delta.item(), start, end, attributions)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c075
+# %% ../../nbs/explain/00_attribution.ipynb #c080
 def _total_delta(segments):
     "Error of the sum of all segments, logit."
     return sum(segment.delta for segment in segments)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c076
+# %% ../../nbs/explain/00_attribution.ipynb #c081
 def _refine(
     path: _Path,
     limit: float,  # Largest error, logit
@@ -696,7 +759,7 @@ def _refine(
         segments += [path.integrate(worst.start, middle), path.integrate(middle, worst.end)]
     return segments
 
-# %% ../../nbs/explain/00_attribution.ipynb #c077
+# %% ../../nbs/explain/00_attribution.ipynb #c082
 def _warn_of_error(
     patient: str,
     steps: int,  # That were used
@@ -709,7 +772,7 @@ def _warn_of_error(
         stacklevel=3,
     )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c078
+# %% ../../nbs/explain/00_attribution.ipynb #c083
 def _integrated_gradients(
     logits: CaseLogits,
     case: Case,
@@ -733,7 +796,7 @@ def _integrated_gradients(
     attributions = [sum(parts) for parts in zip(*(segment.attributions for segment in segments))]
     return attributions, dict(delta=delta, difference=difference, steps=path.used)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c080
+# %% ../../nbs/explain/00_attribution.ipynb #c085
 def _gradient_shap(
     logits: CaseLogits,
     case: Case,
@@ -755,7 +818,7 @@ def _gradient_shap(
             sums = [total + n * mean for total, mean in zip(sums, means)]
     return [total / n_samples for total in sums], dict(samples=n_samples)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c082
+# %% ../../nbs/explain/00_attribution.ipynb #c087
 def _gradcam(
     logits: CaseLogits,
     case: Case,
@@ -772,8 +835,22 @@ def _gradcam(
         attributions.append(cam.view(*images.shape[:-3], 1, *size))
     return attributions, {}
 
-# %% ../../nbs/explain/00_attribution.ipynb #c083
+# %% ../../nbs/explain/00_attribution.ipynb #c088
 @torch.no_grad()
+def _perturb_images(
+    logits: CaseLogits,
+    base: tuple,  # From `baseline_images`
+    perturb: Callable,  # (function of an image, image, its baseline) → attribution, each [1,3,H,W]
+) -> tuple:  # Attributions of OM, IM, TEM, shaped as the images; 0 where there is no image
+    "Attributions by a method that changes one image at a time."
+    attributions = tuple(torch.zeros_like(images) for images in logits.case.images)
+    for i, (images, mask) in enumerate(zip(logits.case.images, logits.case.masks)):
+        for place in mask[0].nonzero().flatten().tolist():
+            values = perturb(ImageLogits(logits, i, place), images[:, place], base[i][:, place])
+            attributions[i][:, place] = values
+    return attributions
+
+# %% ../../nbs/explain/00_attribution.ipynb #c089
 def _occlusion(
     logits: CaseLogits,
     case: Case,
@@ -786,14 +863,15 @@ def _occlusion(
     "The logit that is lost where a square is covered."
     window = window or case.images[0].shape[-1] // 7
     stride = stride or window
-    windows = ((1, 3, window, window),) * 3
-    strides = ((1, 3, stride, stride),) * 3
-    attributions = Occlusion(logits).attribute(
-        case.images, windows, strides, base, target, case.masks, perturbations_per_eval
-    )
-    return attributions, dict(window=window, stride=stride)
+    shapes = dict(sliding_window_shapes=(3, window, window), strides=(3, stride, stride))
+    options = dict(target=target, perturbations_per_eval=perturbations_per_eval)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c084
+    def cover(function: nn.Module, image: Tensor, baseline: Tensor) -> Tensor:
+        return Occlusion(function).attribute(image, baselines=baseline, **shapes, **options)
+
+    return _perturb_images(logits, base, cover), dict(window=window, stride=stride)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c090
 def _superpixels(
     image: Tensor,  # [3,H,W] in [0,1]
     n: int,  # About as many superpixels
@@ -803,25 +881,7 @@ def _superpixels(
     labels = slic(pixels, n, compactness=10, start_label=0, channel_axis=2)
     return torch.as_tensor(labels, device=image.device)[None]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c085
-def _number_superpixels(
-    case: Case,
-    segments: int,  # About as many superpixels in an image
-) -> tuple[tuple, int]:  # Numbers of the pixels of OM, IM, TEM, [1,N,1,H,W]; how many there are
-    "Number the superpixels of all images of a case."
-    numbers = []
-    start = 0
-    for images, mask in zip(case.images, case.masks):
-        labels = []
-        for image, here in zip(images.flatten(0, -4), mask.flatten()):
-            own = _superpixels(image, segments) if here else torch.zeros_like(image[:1], dtype=torch.long)
-            labels.append(own + start)
-            start = int(labels[-1].max()) + 1
-        numbers.append(torch.stack(labels).view(*images.shape[:-3], 1, *images.shape[-2:]))
-    return tuple(numbers), start
-
-# %% ../../nbs/explain/00_attribution.ipynb #c086
-@torch.no_grad()
+# %% ../../nbs/explain/00_attribution.ipynb #c091
 def _ablation(
     logits: CaseLogits,
     case: Case,
@@ -831,13 +891,17 @@ def _ablation(
     perturbations_per_eval: int = 8,  # Superpixels to compute at once
 ) -> tuple[tuple, dict]:  # Attributions of OM, IM, TEM; number of superpixels
     "The logit that is lost where a superpixel is replaced by the baseline."
-    numbers, count = _number_superpixels(case, segments)
-    attributions = FeatureAblation(logits).attribute(
-        case.images, base, target, case.masks, numbers, perturbations_per_eval
-    )
-    return attributions, dict(pieces=count)
+    counts = []
 
-# %% ../../nbs/explain/00_attribution.ipynb #c088
+    def replace_pieces(function: nn.Module, image: Tensor, baseline: Tensor) -> Tensor:
+        numbers = _superpixels(image[0], segments)
+        counts.append(int(numbers.max()) + 1)
+        options = dict(target=target, perturbations_per_eval=perturbations_per_eval)
+        return FeatureAblation(function).attribute(image, baseline, feature_mask=numbers[None], **options)
+
+    return _perturb_images(logits, base, replace_pieces), dict(pieces=sum(counts))
+
+# %% ../../nbs/explain/00_attribution.ipynb #c093
 @dataclass
 class Attribution:
     "How much each pixel raises or lowers the score of a class."
@@ -863,7 +927,7 @@ class Attribution:
         "Modalities that have a map."
         return [m for m in MODALITIES if any(x is not None for x in self.maps(m))]
 
-# %% ../../nbs/explain/00_attribution.ipynb #c089
+# %% ../../nbs/explain/00_attribution.ipynb #c094
 class CaptumMethod(NamedTuple):
     "A method of Captum, applied to a case."
 
@@ -871,7 +935,7 @@ class CaptumMethod(NamedTuple):
     signed: bool  # Negative values lower the score
     perturbs: bool  # Changes the image and predicts again, instead of computing gradients
 
-# %% ../../nbs/explain/00_attribution.ipynb #c090
+# %% ../../nbs/explain/00_attribution.ipynb #c095
 CAPTUM_METHODS = dict(
     gradcam=CaptumMethod(_gradcam, signed=False, perturbs=False),
     ig=CaptumMethod(_integrated_gradients, signed=True, perturbs=False),
@@ -880,7 +944,7 @@ CAPTUM_METHODS = dict(
     ablation=CaptumMethod(_ablation, signed=True, perturbs=True),
 )
 
-# %% ../../nbs/explain/00_attribution.ipynb #c091
+# %% ../../nbs/explain/00_attribution.ipynb #c096
 @contextmanager
 def _no_weight_gradients(
     model: nn.Module,
@@ -895,7 +959,7 @@ def _no_weight_gradients(
         for p in trainable:
             p.requires_grad_(True)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c092
+# %% ../../nbs/explain/00_attribution.ipynb #c097
 def _pixel_values(
     attribution: Tensor,  # Of one modality, [1,N,C,H,W]
     perturbs: bool,  # See `CaptumMethod`
@@ -905,32 +969,31 @@ def _pixel_values(
     x = x.mean(-3) if perturbs else x.sum(-3)
     return x[0].cpu().numpy()
 
-# %% ../../nbs/explain/00_attribution.ipynb #c093
+# %% ../../nbs/explain/00_attribution.ipynb #c098
 def _attention_attribution(
     predictor: CasePredictor,
     case: Case,
     target: str,  # Class, to be noted
     **kwargs: Any,  # Of `attention`: token, head
 ) -> Attribution:
-    "Attention as an `Attribution`, times the weight of each image; a TEM image has one value."
+    "Attention as an `Attribution`, times the weights; all pixels of a TEM image have its weight."
     maps = attention(predictor, case, **kwargs)
     if not maps and 'TEM' not in case.present:
         raise ValueError(f"Patient {case.patient} has no TEM, so there is no attention to OM and IM.")
     size = case.images[0].shape[-2:]
-    weights = predictor(case).weights
-    bags: dict[str, list] = {}
+    bags: dict[str, Any] = {}
     for modality, mask in zip(MODALITIES, case.masks):
         share = np.ones(size, np.float32)
         if modality in maps:
             small = torch.as_tensor(maps[modality])[None, None]
             share = F.interpolate(small, size, mode='bilinear')[0, 0].numpy()
         known = modality in maps or modality == 'TEM'
-        image_weights = weights[modality.lower()][0, : case.count(modality)].tolist()
+        image_weights = _image_weights(predictor, case, modality)
         bags[modality] = [w * share if here and known else None for w, here in zip(image_weights, mask[0])]
     om, im, tem = bags.values()
     return Attribution('attention', target, 'fusion', om, im, tem, signed=False)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c094
+# %% ../../nbs/explain/00_attribution.ipynb #c099
 def attribute(
     predictor: CasePredictor,
     case: Case,
@@ -949,7 +1012,7 @@ def attribute(
     if method == 'attention':
         return _attention_attribution(predictor, case, predictor.classes[k], **kwargs)
     run, signed, perturbs = CAPTUM_METHODS[method]
-    logits = CaseLogits(predictor, case, output, fix_weights=not perturbs, reuse_maps=perturbs)
+    logits = CaseLogits(predictor, case, output, fix_weights=not perturbs)
     with _no_weight_gradients(predictor.model):
         attributions, info = run(logits, case, k, baseline_images(case, baselines), **kwargs)
     pixels = [_pixel_values(x, perturbs) for x in attributions]
@@ -960,7 +1023,7 @@ def attribute(
     om, im, tem = bags.values()
     return Attribution(method, predictor.classes[k], output, om, im, tem, signed, info)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c096
+# %% ../../nbs/explain/00_attribution.ipynb #c101
 def smooth(
     a: Attribution,
     sigma: float,  # Standard deviation of the blur, px; 0: no blur
@@ -968,12 +1031,12 @@ def smooth(
     "An attribution, blurred for display."
     if not sigma:
         return a
-    blurred = {}
+    blurred: dict[str, Any] = {}
     for m in MODALITIES:
         blurred[m] = [None if x is None else gaussian_filter(x, sigma) for x in a.maps(m)]
     return replace(a, OM=blurred['OM'], IM=blurred['IM'], TEM=blurred['TEM'])
 
-# %% ../../nbs/explain/00_attribution.ipynb #c097
+# %% ../../nbs/explain/00_attribution.ipynb #c102
 def scale_of(
     a: Attribution,
     modalities: Iterable[str] = MODALITIES,  # Their images share the scale
@@ -986,7 +1049,7 @@ def scale_of(
         return 1.0
     return float(np.quantile(np.concatenate(values), 0.995)) or 1.0
 
-# %% ../../nbs/explain/00_attribution.ipynb #c098
+# %% ../../nbs/explain/00_attribution.ipynb #c103
 def heat(
     a: np.ndarray,  # Attribution of one image, [H,W]
     signed: bool,  # Negative values lower the score
@@ -998,7 +1061,7 @@ def heat(
     rgba[..., 3] = np.abs(v) ** 0.7
     return (255 * rgba + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c099
+# %% ../../nbs/explain/00_attribution.ipynb #c104
 def overlay(
     image: np.ndarray,  # uint8 [H,W,3]
     layer: np.ndarray,  # RGBA from `heat`, uint8 [H,W,4]
@@ -1008,12 +1071,12 @@ def overlay(
     alpha = layer[..., 3:] / 255 * opacity
     return (image * (1 - alpha) + layer[..., :3] * alpha + 0.5).astype(np.uint8)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c100
+# %% ../../nbs/explain/00_attribution.ipynb #c105
 PIXEL_METHODS = ('ig', 'gradient_shap')  # Noisy maps, blurred by 2 px for display
 
 
 def _draw_row(
-    axs: np.ndarray,  # One for each image
+    axs: np.ndarray,  # At least one for each image
     case: Case,
     a: Attribution,
 ):
@@ -1032,7 +1095,7 @@ def _draw_row(
             if values is not None:
                 ax.imshow(overlay(picture(x), heat(values, a.signed, scales[m]), 0.85))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c101
+# %% ../../nbs/explain/00_attribution.ipynb #c106
 def plot_attribution(
     case: Case,
     *attributions: Attribution,  # Of this case; one row each
@@ -1040,17 +1103,21 @@ def plot_attribution(
     titles: list[str] | None = None,  # One for each row; None: method and class
 ) -> Figure:
     "Attributions over the images of a case, one row per method."
-    columns = sum(int(mask.sum()) for mask in case.masks)
-    size = dict(figsize=(1.45 * columns, 1.65 * len(attributions)), dpi=80)
-    fig, axs = plt.subplots(len(attributions), columns, squeeze=False, layout='constrained', **size)
-    for i, a in enumerate(attributions):
+    n = sum(int(mask.sum()) for mask in case.masks)
+    lines, columns = math.ceil(n / 12), min(n, 12)  # of each attribution
+    rows = lines * len(attributions)
+    size = dict(figsize=(1.45 * columns, 1.65 * rows), dpi=80)
+    fig, axs = plt.subplots(rows, columns, squeeze=False, layout='constrained', **size)
+    for ax in axs.flat:
+        ax.set_axis_off()
+    for i, (a, own) in enumerate(zip(attributions, np.split(axs, len(attributions)))):
         default = 2.0 if a.method in PIXEL_METHODS else 0.0
-        _draw_row(axs[i], case, smooth(a, default if sigma is None else sigma))
+        _draw_row(own.ravel(), case, smooth(a, default if sigma is None else sigma))
         title = a.method if a.method == 'attention' else f'{a.method}, for {a.target}'
-        axs[i, 0].set_title(titles[i] if titles else title, fontsize=8, loc='left')
+        own[0, 0].set_title(titles[i] if titles else title, fontsize=8, loc='left')
     return fig
 
-# %% ../../nbs/explain/00_attribution.ipynb #c110
+# %% ../../nbs/explain/00_attribution.ipynb #c115
 def _subset_probabilities(
     predictor: CasePredictor,
     case: Case,
@@ -1065,7 +1132,7 @@ def _subset_probabilities(
     p = _masked_probabilities(predictor, case, masks, output)[:, target]
     return dict(zip(subsets, p.tolist()))
 
-# %% ../../nbs/explain/00_attribution.ipynb #c111
+# %% ../../nbs/explain/00_attribution.ipynb #c116
 def shapley(
     predictor: CasePredictor,
     case: Case,
@@ -1084,7 +1151,7 @@ def shapley(
     ends = dict(nothing=p[False, False, False], all=p[True, True, True])
     return pd.Series(dict(zip(MODALITIES, values)) | ends, dtype=float)
 
-# %% ../../nbs/explain/00_attribution.ipynb #c112
+# %% ../../nbs/explain/00_attribution.ipynb #c117
 def cohort_shapley(
     predictor: CasePredictor,
     cohort: Iterable,  # Patients: a `Cohort`, or rows of one
@@ -1101,52 +1168,74 @@ def cohort_shapley(
         rows[case.patient] = dict(label=case.label, target=predictor.classes[k], **values)
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('patient')
 
-# %% ../../nbs/explain/00_attribution.ipynb #c117
+# %% ../../nbs/explain/00_attribution.ipynb #c122
 MAX_TAGS = 10
 "The most antibodies for which all subsets are computed"
 
-# %% ../../nbs/explain/00_attribution.ipynb #c118
+# %% ../../nbs/explain/00_attribution.ipynb #c123
+def _exact_shapley(
+    probability: Callable[[np.ndarray], np.ndarray],  # Subsets, bool [S,n] → probability of each, [S]
+    n: int,  # Number of players
+) -> np.ndarray:  # [n]
+    "The mean gain from adding each player over all orders (Shapley 1953), from all subsets."
+    subsets = np.array(list(product([False, True], repeat=n)), bool).reshape(2**n, n)
+    p = probability(subsets)
+    values = np.zeros(n)
+    for player in range(n):
+        without = np.flatnonzero(~subsets[:, player])
+        with_it = without + 2 ** (n - 1 - player)  # in the order of `product`
+        weights = [1 / (n * math.comb(n - 1, size)) for size in subsets[without].sum(1)]
+        values[player] = np.dot(weights, p[with_it] - p[without])
+    return values
+
+# %% ../../nbs/explain/00_attribution.ipynb #c124
+def _sampled_shapley(
+    probability: Callable[[np.ndarray], np.ndarray],  # Subsets, bool [S,n] → probability of each, [S]
+    n: int,  # Number of players
+    orders: int,  # Number of orders, even: half of them random, each followed by its reverse
+    seed: int = 0,
+) -> np.ndarray:  # [n]
+    "The mean gain from adding each player over random orders."
+    rng = np.random.default_rng(seed)
+    half = [rng.permutation(n) for _ in range(orders // 2)]
+    chosen = np.array([*half, *(order[::-1] for order in half)])
+    position = np.argsort(chosen)  # of each player in an order, [orders,n]
+    steps = position[:, None] < np.arange(n + 1)[:, None]  # who is there after each step, [orders,n+1,n]
+    subsets, number = np.unique(steps.reshape(-1, n), axis=0, return_inverse=True)
+    gains = np.diff(probability(subsets)[number.reshape(-1, n + 1)])  # of the player of each step, [orders,n]
+    return np.take_along_axis(gains, position, 1).mean(0)
+
+# %% ../../nbs/explain/00_attribution.ipynb #c125
 def tag_contributions(
     predictor: CasePredictor,
     case: Case,
     target: str | int | None = None,  # Class name or number; None: the predicted class
     modality: str = 'IM',  # 'OM', 'IM' or 'TEM'
+    exact: int = MAX_TAGS,  # Up to this number of tags all subsets are computed
+    orders: int = 200,  # Random orders for more tags than that, an even number
 ) -> pd.Series:  # Tag → share of the probability, largest first; images without a tag are 'other'
-    "Exact Shapley values of the stains or antibodies of a case."
-    i, n = MODALITIES.index(modality), case.count(modality)
+    "Shapley values of the stains or antibodies of a case."
+    i, n, k = MODALITIES.index(modality), case.count(modality), predictor.target(case, target)
     here = case.masks[i][0, :n].tolist()
-    own = [tag or 'other' for tag in case.tags[modality]]
-    players = list(dict.fromkeys(tag for tag, there in zip(own, here) if there))
-    if len(players) > MAX_TAGS:
-        raise ValueError(
-            f"Patient {case.patient} has {len(players)} different tags in {modality}; "
-            f"contributions are computed for at most {MAX_TAGS}. Drop some with drop_tags."
-        )
-    subsets = torch.tensor(list(product([False, True], repeat=len(players))), device=case.masks[i].device)
-    masks = [mask.repeat(len(subsets), 1) for mask in case.masks]
-    for place, tag in enumerate(own):
-        if here[place]:
-            masks[i][:, place] = subsets[:, players.index(tag)]
-    k = predictor.target(case, target)
-    p = _masked_probabilities(predictor, case, masks)[:, k].double().cpu().numpy()
-    values = [_shapley_value(p, subsets.cpu().numpy(), player) for player in range(len(players))]
-    return pd.Series(values, index=players, dtype=float).sort_values(ascending=False)
+    own = [(tag or 'other') if there else None for tag, there in zip(case.tags[modality], here)]
+    players = list(dict.fromkeys(tag for tag in own if tag))
+    columns = [players.index(tag) if tag else None for tag in own]  # of each image in a table of subsets
 
-# %% ../../nbs/explain/00_attribution.ipynb #c119
-def _shapley_value(
-    p: np.ndarray,  # Probability of each subset, [2^n]
-    subsets: np.ndarray,  # Which players are in it, in the order of `itertools.product`, bool [2^n,n]
-    player: int,
-) -> float:
-    "The mean gain from adding a player over all orders (Shapley 1953)."
-    n = subsets.shape[1]
-    without = np.flatnonzero(~subsets[:, player])
-    with_it = without + 2 ** (n - 1 - player)
-    sizes = subsets[without].sum(1)
-    orders = np.array([1 / (n * math.comb(n - 1, size)) for size in sizes])
-    return float((orders * (p[with_it] - p[without])).sum())
+    def probability(subsets: np.ndarray) -> np.ndarray:
+        masks = [mask.repeat(len(subsets), 1) for mask in case.masks]
+        for place, column in enumerate(columns):
+            if column is not None:
+                masks[i][:, place] = torch.as_tensor(subsets[:, column])
+        return _masked_probabilities(predictor, case, masks)[:, k].double().cpu().numpy()
 
-# %% ../../nbs/explain/00_attribution.ipynb #c120
+    orders = 0 if len(players) <= exact else orders
+    estimate = partial(_sampled_shapley, orders=orders) if orders else _exact_shapley
+    values = estimate(probability, len(players))
+    series = pd.Series(values, index=players, dtype=float).sort_values(ascending=False)
+    series.attrs['orders'] = orders
+    return series
+
+# %% ../../nbs/explain/00_attribution.ipynb #c126
 def format_contributions(
     values: pd.Series,  # From `tag_contributions`
     most: int = 4,  # The largest magnitudes are written
@@ -1155,7 +1244,7 @@ def format_contributions(
     chosen = values[values.abs().sort_values(ascending=False, kind='stable').index[:most]]
     return ', '.join(f'{tag} {"+" if value >= 0 else "−"}{abs(value):.2f}' for tag, value in chosen.items())
 
-# %% ../../nbs/explain/00_attribution.ipynb #c121
+# %% ../../nbs/explain/00_attribution.ipynb #c127
 def cohort_tag_contributions(
     predictor: CasePredictor,
     cohort: Iterable,  # Patients: a `Cohort`, or rows of one
