@@ -40,4 +40,6 @@ from cmus_fastai.evaluation.study import *
 from cmus_fastai.explain.attribution import *
 from cmus_fastai.explain.audit import *
 from cmus_fastai.app.casebook import *
+from cmus_fastai.app.page import *
+from cmus_fastai.app.figure import *
 from cmus_fastai.app.explorer import *
