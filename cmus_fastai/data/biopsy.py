@@ -276,8 +276,10 @@ def draw_panel(
     for antibody, grade in panel.grades.items():
         strength = panel.strengths[antibody]
         pixels, mask = draw_im(_PATTERN_APPEARANCES[panel.pattern], rng, size, style, strength)
-        truth = dict(appearance=panel.pattern if grade else '', grade=grade, strength=strength)
-        images.append(BiopsyImage('IM', pixels, mask, grade > 0, antibody=antibody, **truth))
+        image = BiopsyImage('IM', pixels, mask, grade > 0, antibody=antibody)
+        image.appearance = panel.pattern if grade else ''
+        image.grade, image.strength = grade, strength
+        images.append(image)
     return images
 
 # %% ../../nbs/data/00b_biopsy.ipynb #c041
@@ -293,28 +295,43 @@ def _random_evidence(
     return evidence
 
 # %% ../../nbs/data/00b_biopsy.ipynb #c042
+def _draw_stains(
+    appearance: str,  # One of `APPEARANCES['OM']`
+    glomerulus: int,  # Its number
+    involved: float,  # Share of the lobules with the lesion
+    style: Style,
+    seed: int,
+    options: BiopsyOptions,
+) -> list[BiopsyImage]:
+    "Draw one glomerulus in each stain."
+    images = []
+    for stain in options.stains:
+        pixels, mask = draw_om(appearance, seed, options.size, style, stain, involved)
+        image = BiopsyImage('OM', pixels, mask, involved > 0, stain=stain, glomerulus=glomerulus)
+        image.appearance = appearance if involved else ''
+        image.involved = involved
+        images.append(image)
+    return images
+
+# %% ../../nbs/data/00b_biopsy.ipynb #c043
 def _draw_glomeruli(
     appearance: str,  # One of `APPEARANCES['OM']`
     rng: np.random.Generator,
     options: BiopsyOptions,
 ) -> list[BiopsyImage]:
-    "Draw each glomerulus of a patient in each stain."
+    "Draw the glomeruli of a patient; at least one shows the lesion."
     style = random_style(rng, 'OM')
     n = int(rng.integers(options.n_glomeruli[0], options.n_glomeruli[1] + 1))
     evidence = _random_evidence(rng, np.ones(n, bool), options.with_lesion)
     images = []
-    for glomerulus, lesion in enumerate(evidence):
-        segmental = rng.random() < options.segmental
-        extent = float(rng.uniform(0.2, 0.5)) if segmental else 1.0
+    for number, lesion in enumerate(evidence):
+        extent = float(rng.uniform(0.2, 0.5)) if rng.random() < options.segmental else 1.0
         involved = extent if lesion else 0.0
         seed = int(rng.integers(2**62))
-        truth = dict(glomerulus=glomerulus, appearance=appearance if lesion else '', involved=involved)
-        for stain in options.stains:
-            pixels, mask = draw_om(appearance, seed, options.size, style, stain, involved)
-            images.append(BiopsyImage('OM', pixels, mask, bool(lesion), stain=stain, **truth))
+        images += _draw_stains(appearance, number, involved, style, seed, options)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c044
+# %% ../../nbs/data/00b_biopsy.ipynb #c045
 def _bar_length(
     width: float,  # Of the picture in nm
 ) -> int:  # nm
@@ -322,10 +339,10 @@ def _bar_length(
     lengths = [step * 10**power for power in range(1, 7) for step in (1, 2, 5)]
     return max(length for length in lengths if length <= width / 3)
 
-def _format_length(nm):
-    return f'{nm // 1000} µm' if nm >= 1000 else f'{nm} nm'
+def _format_length(nm):  # in plain letters, as cameras write it
+    return f'{nm // 1000} um' if nm >= 1000 else f'{nm} nm'
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c045
+# %% ../../nbs/data/00b_biopsy.ipynb #c046
 def add_strip(
     image: np.ndarray,  # uint8 [H,W]
     nm_per_px: float,  # Scale
@@ -346,7 +363,7 @@ def add_strip(
     draw.text((width - left, middle), text, 255, font, anchor='rm')
     return np.vstack([image, np.asarray(strip)])
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c046
+# %% ../../nbs/data/00b_biopsy.ipynb #c047
 def _draw_micrograph(
     shows: str,  # An appearance or a distractor
     magnification: str,  # One of `NM_PER_PX`
@@ -365,7 +382,7 @@ def _draw_micrograph(
         mask = np.pad(mask, ((0, len(pixels) - len(mask)), (0, 0)))
     return pixels, mask, nm_per_px
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c047
+# %% ../../nbs/data/00b_biopsy.ipynb #c048
 _OTHER_FIELDS = {  # What images without lesion show
     'high': tuple(name for name in DISTRACTORS if name != 'lowmag'),
     'middle': ('podocyte', 'redcell', 'blur', 'knife', 'collagen'),
@@ -390,18 +407,19 @@ def _draw_micrographs(
         other = str(rng.choice(_OTHER_FIELDS[magnification]))
         shows = appearance if lesion else other
         pixels, mask, nm = _draw_micrograph(shows, magnification, style, rng, options)
-        truth = dict(appearance=appearance, shows='glomerulus') if lesion else dict(shows=other)
-        scale = dict(nm_per_px=nm, magnification=magnification)
-        images.append(BiopsyImage('TEM', pixels, mask, bool(lesion), **scale, **truth))
+        image = BiopsyImage('TEM', pixels, mask, bool(lesion), nm_per_px=nm, magnification=magnification)
+        image.appearance = appearance if lesion else ''
+        image.shows = 'glomerulus' if lesion else other
+        images.append(image)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c052
+# %% ../../nbs/data/00b_biopsy.ipynb #c053
 def _random_appearance(rng, modality, state, difficulty):
     "Draw the appearance of one modality by its table."
     probabilities = appearance_table(modality, difficulty).loc[state].to_numpy()
     return str(rng.choice(APPEARANCES[modality], p=probabilities))
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c053
+# %% ../../nbs/data/00b_biopsy.ipynb #c054
 def simulate_patient(
     disease: str,  # 'IgAN', 'MN' or 'LN'
     stage: str | None = None,  # Stage of MN, 'I' to 'IV'; drawn at random if `None`
@@ -424,7 +442,7 @@ def simulate_patient(
         images += _draw_micrographs(shown['TEM'], rng, options)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c055
+# %% ../../nbs/data/00b_biopsy.ipynb #c056
 def _image_name(image, patient, number):
     "File name without suffix; `number` counts the micrographs."
     if image.modality == 'OM':
@@ -433,7 +451,7 @@ def _image_name(image, patient, number):
         return f'IM_{image.antibody}_{patient}'
     return f'TEM_{patient}_{number:02d}'
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c056
+# %% ../../nbs/data/00b_biopsy.ipynb #c057
 def _write_image(root, label, patient, number, image):
     "Write an image and its mask; return their row of the manifest."
     name = _image_name(image, patient, number)
@@ -445,7 +463,7 @@ def _write_image(root, label, patient, number, image):
     first |= {key: truth.pop(key) for key in ('stain', 'antibody', 'nm_per_px', 'key_instance')}
     return first | truth | dict(mask=mask)
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c057
+# %% ../../nbs/data/00b_biopsy.ipynb #c058
 class _Case(NamedTuple):
     "One patient to simulate."
 
@@ -459,7 +477,7 @@ def _cases(n, seed):
     stages = cycle(STAGES)
     return [_Case(i, str(label), next(stages) if label == 'MN' else '') for i, label in enumerate(labels)]
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c058
+# %% ../../nbs/data/00b_biopsy.ipynb #c059
 def _write_patient(case, root, seed, options):
     "Simulate a patient and write its files; return its rows of the manifest."
     patient = f'P{case.number:03d}'
@@ -473,7 +491,7 @@ def _write_patient(case, root, seed, options):
         rows.append({**row, 'stage': case.stage})
     return rows
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c059
+# %% ../../nbs/data/00b_biopsy.ipynb #c060
 def make_biopsies(
     path: str | Path,  # Folder to make; must not exist or be empty, unless `overwrite`
     n_patients: int = 90,  # Number of patients, as even over the three diseases as possible

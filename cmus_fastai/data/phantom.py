@@ -622,6 +622,15 @@ def _develop_om(rng, densities, style, stain):
     return image.clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/data/00_phantom.ipynb #c071
+def _check_om(appearance, stain, involved):
+    "Raise `ValueError` for an OM image that cannot be drawn."
+    _check_appearance(appearance, 'OM')
+    if stain not in STAINS:
+        raise ValueError(f'Unknown stain {stain!r}: choose from {STAINS}.')
+    if not 0 <= involved <= 1:
+        raise ValueError(f'involved={involved}: choose a share of lobules from 0 to 1.')
+
+# %% ../../nbs/data/00_phantom.ipynb #c072
 def draw_om(
     appearance: str,  # One of `APPEARANCES['OM']`
     rng: np.random.Generator | int | None = None,  # Source of randomness, or a seed
@@ -631,11 +640,7 @@ def draw_om(
     involved: float = 1.0,  # Share of the lobules with the lesion: 1 global, below segmental, 0 none
 ) -> tuple[np.ndarray, np.ndarray]:  # Image, uint8 [size, size, 3], and lesion mask, bool [size, size]
     "Draw a glomerulus, by default in PASM silver stain with a global lesion."
-    _check_appearance(appearance, 'OM')
-    if stain not in STAINS:
-        raise ValueError(f'Unknown stain {stain!r}: choose from {STAINS}.')
-    if not 0 <= involved <= 1:
-        raise ValueError(f'involved={involved}: choose a share of lobules from 0 to 1.')
+    _check_om(appearance, stain, involved)
     rng = np.random.default_rng(rng)
     style = style or random_style(rng, 'OM')
     plan, involvement = _OM_PLANS[appearance], True
@@ -647,7 +652,7 @@ def draw_om(
     lesion = tissue.lesion(plan.lesion) & (glomerulus.tuft > 0) & involvement
     return _develop_om(rng, densities, style, stain), lesion
 
-# %% ../../nbs/data/00_phantom.ipynb #c074
+# %% ../../nbs/data/00_phantom.ipynb #c077
 @dataclass
 class _IMTissue:
     "The places where antibody can bind on IM."
@@ -680,7 +685,7 @@ class _IMTissue:
         "Uneven brightness over the glomerulus; new on each call."
         return np.clip(0.6 + 0.7 * _noise(self.rng, self.glomerulus.size, 30), 0, 1)
 
-# %% ../../nbs/data/00_phantom.ipynb #c075
+# %% ../../nbs/data/00_phantom.ipynb #c078
 def _antibody(tissue, appearance):
     "Antibody of one IM appearance, about 0 to 1."
     fine, grain, coarse = tissue.fine, tissue.grain, tissue.coarse
@@ -700,7 +705,7 @@ def _antibody(tissue, appearance):
     walls = tissue.patches() * tissue.wall(1.5, 0.6 * grain, 0.7)  # IgAN/MN
     return walls + 0.7 * tissue.patches() * tissue.tree(6.0)
 
-# %% ../../nbs/data/00_phantom.ipynb #c076
+# %% ../../nbs/data/00_phantom.ipynb #c079
 def _im_light(rng, size, mag, appearance):
     "Light of the antibody, light of the background, and the lesion mask."
     glomerulus = _glomerulus(rng, size, mag, 25.0)
@@ -715,14 +720,14 @@ def _im_light(rng, size, mag, appearance):
     background = _blur(0.05 * inside + tubules, 2.5) + 0.05 * _outline(capsule, 1.4)
     return antibody * (1 + 0.15 * broad).clip(0.5), background, (antibody > 0.45) & (tuft > 0)
 
-# %% ../../nbs/data/00_phantom.ipynb #c078
+# %% ../../nbs/data/00_phantom.ipynb #c081
 def _fixed_exposure(light, style):
     "The photograph of some light with an exposure that does not depend on it: uint8."
     darkest, brightest = style.intensities
     value = 1 - np.exp(-1.3 * light.clip(0))
     return (255 * (darkest + value * (brightest - darkest)) + 0.5).astype(np.uint8)
 
-# %% ../../nbs/data/00_phantom.ipynb #c079
+# %% ../../nbs/data/00_phantom.ipynb #c082
 def draw_im(
     appearance: str,  # One of `APPEARANCES['IM']`
     rng: np.random.Generator | int | None = None,  # Source of randomness, or a seed
@@ -748,7 +753,7 @@ def draw_im(
     blue = style.tint[1] * green + np.abs(_grain(rng, size, 4))
     return np.stack([red, green, blue], -1).clip(0, 255).astype(np.uint8), lesion
 
-# %% ../../nbs/data/00_phantom.ipynb #c082
+# %% ../../nbs/data/00_phantom.ipynb #c085
 def _arc_lengths(lines, gap):
     "Length along the lines up to each of their points; `gap` is added where a new line begins."
     steps = [np.concatenate([[gap], np.hypot(*np.diff(line, axis=0).T)]) for line in lines]
@@ -762,7 +767,7 @@ def _nearest_point(points, shape):
     row, column = ndi.distance_transform_edt(number < 0, return_distances=False, return_indices=True)
     return number[row, column]
 
-# %% ../../nbs/data/00_phantom.ipynb #c083
+# %% ../../nbs/data/00_phantom.ipynb #c086
 def _wall_coordinates(field):
     "Signed distance d to the edge of a field, and arc length s along it, both in px of an image 224 px wide."
     scale = len(field) / 224
@@ -776,7 +781,7 @@ def _wall_coordinates(field):
     distance = np.hypot(row - points[nearest, 0], column - points[nearest, 1]) / scale * np.sign(field)
     return ndi.gaussian_filter(distance.astype(np.float32), 0.7 * scale), arc[nearest].astype(np.float32)
 
-# %% ../../nbs/data/00_phantom.ipynb #c084
+# %% ../../nbs/data/00_phantom.ipynb #c087
 def _noise_along(rng, s, scale, blur=0.0):
     "A smooth random function of the arc length, mean 0, with features `scale` px long."
     n = int(s.max() / scale) + 4
@@ -784,7 +789,7 @@ def _noise_along(rng, s, scale, blur=0.0):
     noise = np.interp(s / scale, np.arange(n * 4) / 4, values).astype(np.float32)
     return _blur(noise, blur) if blur else noise
 
-# %% ../../nbs/data/00_phantom.ipynb #c085
+# %% ../../nbs/data/00_phantom.ipynb #c088
 class _Beads(NamedTuple):
     "Points along a wall, about equally spaced."
 
@@ -798,7 +803,7 @@ def _beads(rng, s, spacing, jitter=0.25):
     number = np.searchsorted((centres[1:] + centres[:-1]) / 2, s)
     return _Beads((s - centres[number]).astype(np.float32), number, n)
 
-# %% ../../nbs/data/00_phantom.ipynb #c086
+# %% ../../nbs/data/00_phantom.ipynb #c089
 @dataclass
 class _Scene:
     "What the layers of an electron micrograph share."
@@ -809,7 +814,7 @@ class _Scene:
     texture: np.ndarray  # Noise with features of 4.5 px
     fine: np.ndarray  # Noise with features of 2.6 px
 
-# %% ../../nbs/data/00_phantom.ipynb #c087
+# %% ../../nbs/data/00_phantom.ipynb #c090
 @dataclass
 class _Capillary(_Scene):
     "Capillary loops around a mesangial stalk."
@@ -822,7 +827,7 @@ class _Capillary(_Scene):
     gbm: float  # Thickness of the GBM in px
     rough: np.ndarray  # Noise with features of 11 px
 
-# %% ../../nbs/data/00_phantom.ipynb #c088
+# %% ../../nbs/data/00_phantom.ipynb #c091
 def _loop_circles(rng, centre, mag):
     "Centre and radius of the mesangium and of two or three capillary loops around it."
     first = rng.uniform(0, 2 * np.pi)
@@ -836,7 +841,7 @@ def _loop_circles(rng, centre, mag):
         circles.append((centre + distance * np.array([np.sin(angle), np.cos(angle)]), radius))
     return circles
 
-# %% ../../nbs/data/00_phantom.ipynb #c089
+# %% ../../nbs/data/00_phantom.ipynb #c092
 def _capillary(rng, size, mag):
     "Draw two or three capillary loops around a mesangial stalk."
     x, y = _warped_grid(rng, size, (6, 50), (1.8, 17))
@@ -849,7 +854,7 @@ def _capillary(rng, size, mag):
     texture, fine, rough = [_noise(rng, size, scale) for scale in (4.5, 2.6, 11)]
     return _Capillary(size, *_grid(size), texture, fine, mag, d, s, mesangium, centre, gbm, rough)
 
-# %% ../../nbs/data/00_phantom.ipynb #c092
+# %% ../../nbs/data/00_phantom.ipynb #c095
 def _mesangial_deposits(rng, scene, n, radius):
     "Field of n deposits in the mesangium, two thirds of them beneath the paramesangial GBM."
     field = np.full_like(scene.d, -9)
@@ -864,14 +869,14 @@ def _mesangial_deposits(rng, scene, n, radius):
             field = np.maximum(field, _ellipse(scene, centre, r, rng, wobble, 0.5))
     return np.minimum(field, scene.d - 0.8 * scene.gbm)
 
-# %% ../../nbs/data/00_phantom.ipynb #c093
+# %% ../../nbs/data/00_phantom.ipynb #c096
 def _subendothelial_thickness(rng, scene, amount):
     "Thickness in px of the deposit between GBM and endothelium, along the wall."
     thickness = 10 * _noise_along(rng, scene.s, 26 * scene.mag, 1.5) + 8 * amount
     outside_mesangium = np.clip((-scene.mesangium - 2) / 8, 0, 1)
     return np.clip(thickness, 0, 15 * amount) * scene.mag * outside_mesangium
 
-# %% ../../nbs/data/00_phantom.ipynb #c095
+# %% ../../nbs/data/00_phantom.ipynb #c098
 class _StageShape(NamedTuple):
     "Deposits of one stage of MN, in px."
 
@@ -887,7 +892,7 @@ _STAGE_SHAPES = {
     'IV': _StageShape(17, 6.4, 5.2, -1.0),
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c096
+# %% ../../nbs/data/00_phantom.ipynb #c099
 class _OuterWall(NamedTuple):
     "The outer side of the wall in MN."
 
@@ -895,7 +900,7 @@ class _OuterWall(NamedTuple):
     gbm: np.ndarray  # Distance to the outer side of the GBM, with its spikes
     bump: np.ndarray  # How far the GBM reaches outwards, in px
 
-# %% ../../nbs/data/00_phantom.ipynb #c097
+# %% ../../nbs/data/00_phantom.ipynb #c100
 def _outer_wall(rng, scene, stage, share):
     "Subepithelial deposits of one stage at a share of their places, and the reaction of the GBM."
     mag, d = scene.mag, scene.d
@@ -918,7 +923,7 @@ def _outer_wall(rng, scene, stage, share):
     thick = (8 + 3.2 * _noise_along(rng, scene.s, 20, 1.0)) * mag
     return _OuterWall(deposits, d + thick, thick)
 
-# %% ../../nbs/data/00_phantom.ipynb #c099
+# %% ../../nbs/data/00_phantom.ipynb #c102
 class _TEMPlan(NamedTuple):
     "The deposits of one TEM appearance."
 
@@ -929,7 +934,7 @@ class _TEMPlan(NamedTuple):
     grey: float = 0.26  # Intensity of the deposits
     inclusions: bool = False  # The endothelium holds tubuloreticular inclusions
 
-# %% ../../nbs/data/00_phantom.ipynb #c100
+# %% ../../nbs/data/00_phantom.ipynb #c103
 _TEM_PLANS = {
     '': _TEMPlan(),  # a normal capillary
     'IgAN': _TEMPlan(mesangial=(9, 10.5)),
@@ -943,7 +948,7 @@ _TEM_PLANS = {
     'IgAN/MN': _TEMPlan(mesangial=(4, 8), subepithelial=('I', 0.5)),
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c101
+# %% ../../nbs/data/00_phantom.ipynb #c104
 @dataclass
 class _Lesions:
     "The changes that one appearance makes to a capillary."
@@ -956,7 +961,7 @@ class _Lesions:
     effacement: np.ndarray  # 0 for separate foot processes, 1 for fused ones
     grey: float  # Intensity of the deposits
 
-# %% ../../nbs/data/00_phantom.ipynb #c102
+# %% ../../nbs/data/00_phantom.ipynb #c105
 def _lesions(rng, scene, plan):
     "Draw the deposits of a plan."
     nothing, flat = np.full_like(scene.d, -9.0), 0 * scene.d
@@ -976,7 +981,7 @@ def _lesions(rng, scene, plan):
             lesions.deposits = np.maximum(lesions.deposits, outer)
     return lesions
 
-# %% ../../nbs/data/00_phantom.ipynb #c104
+# %% ../../nbs/data/00_phantom.ipynb #c107
 def _paint_nucleus(image, scene, field, base=0.57):
     "Paint a nucleus: pale, with chromatin in clumps and along its edge."
     chromatin = 0.12 * np.clip(1.3 * scene.texture, -1, 1)
@@ -984,7 +989,7 @@ def _paint_nucleus(image, scene, field, base=0.57):
     value = base + chromatin + 0.02 * scene.fine - rim - 0.08 * _outline(field)
     return _paint(image, field, value)
 
-# %% ../../nbs/data/00_phantom.ipynb #c105
+# %% ../../nbs/data/00_phantom.ipynb #c108
 def _paint_outside(image, scene, lesions, rng):
     "Paint the urinary space, and branches and bodies of podocytes."
     mag, size = scene.mag, scene.size
@@ -1004,7 +1009,7 @@ def _paint_outside(image, scene, lesions, rng):
         nucleus = _ellipse(scene, centre, 17 * mag, rng, scene.rough)
         _paint_nucleus(image, scene, np.minimum(nucleus, bodies - 3))
 
-# %% ../../nbs/data/00_phantom.ipynb #c106
+# %% ../../nbs/data/00_phantom.ipynb #c109
 def _paint_foot_processes(image, scene, lesions, rng):
     "Paint the foot processes with the slits between them; effaced, they fuse to a band."
     mag, outside = scene.mag, -scene.d - lesions.bump
@@ -1022,7 +1027,7 @@ def _paint_foot_processes(image, scene, lesions, rng):
     image -= 0.22 * _outline(foot, 0.9)
     _paint(image, 0.9 - np.abs(outside - 1.1), 0.52 - 0.10 * fused)
 
-# %% ../../nbs/data/00_phantom.ipynb #c107
+# %% ../../nbs/data/00_phantom.ipynb #c110
 def _paint_mesangium(image, scene, lesions, rng):
     "Paint the matrix, and the mesangial cell with its nucleus."
     size, texture, fine = scene.size, scene.texture, scene.fine
@@ -1037,7 +1042,7 @@ def _paint_mesangium(image, scene, lesions, rng):
     nucleus = _ellipse(scene, centre, radius, rng, 1.3 * scene.rough)
     _paint_nucleus(image, scene, np.minimum(nucleus, scene.d - scene.gbm - 4))
 
-# %% ../../nbs/data/00_phantom.ipynb #c108
+# %% ../../nbs/data/00_phantom.ipynb #c111
 def _paint_lumen(image, scene, lesions, rng):
     "Paint plasma and up to two red cells; return the field of the lumen."
     mag = scene.mag
@@ -1049,7 +1054,7 @@ def _paint_lumen(image, scene, lesions, rng):
         _paint(image, np.minimum(red_cell, lumen - 5 * mag), 0.17 + 0.01 * scene.fine)
     return lumen
 
-# %% ../../nbs/data/00_phantom.ipynb #c109
+# %% ../../nbs/data/00_phantom.ipynb #c112
 def _paint_endothelium(image, scene, lumen, rng):
     "Paint the endothelium, with fenestrae where it is thin."
     mag, s = scene.mag, scene.s
@@ -1061,7 +1066,7 @@ def _paint_endothelium(image, scene, lumen, rng):
     _paint(image, endothelium, 0.50 + 0.05 * scene.texture)
     image -= 0.12 * _outline(endothelium) * (lumen > -1)
 
-# %% ../../nbs/data/00_phantom.ipynb #c110
+# %% ../../nbs/data/00_phantom.ipynb #c113
 def _paint_wall(image, scene, lesions):
     "Paint the GBM, an even grey ribbon, and the deposits; return the mask of the deposits."
     d, gbm, texture, fine = scene.d, scene.gbm, scene.texture, scene.fine
@@ -1078,7 +1083,7 @@ def _paint_wall(image, scene, lesions):
     _paint(image, np.minimum(lesions.lucent - 2.4, 2 * texture - 0.8), 0.36)
     return np.maximum(deposits, lesions.lucent) > 0
 
-# %% ../../nbs/data/00_phantom.ipynb #c111
+# %% ../../nbs/data/00_phantom.ipynb #c114
 def _paint_inclusions(image, scene, lumen, rng):
     "Paint tubuloreticular inclusions in the endothelium, a sign of lupus."
     for centre in _scatter(rng, (lumen > 0) & (lumen < 7), 2, 60):
@@ -1086,7 +1091,7 @@ def _paint_inclusions(image, scene, lumen, rng):
         _paint(image, cell, 0.58)
         _paint(image, np.minimum(cell, 1.6 - np.abs(4 * _noise(rng, scene.size, 3.2))), 0.24)
 
-# %% ../../nbs/data/00_phantom.ipynb #c112
+# %% ../../nbs/data/00_phantom.ipynb #c115
 def _draw_capillary(rng, size, mag, appearance):
     "Image and lesion mask of a capillary; the appearance '' stands for a normal one."
     plan = _TEM_PLANS[appearance]
@@ -1103,12 +1108,12 @@ def _draw_capillary(rng, size, mag, appearance):
         _paint_inclusions(image, scene, lumen, rng)
     return image, mask
 
-# %% ../../nbs/data/00_phantom.ipynb #c117
+# %% ../../nbs/data/00_phantom.ipynb #c120
 def _scene(rng, size):
     "Coordinates and two textures."
     return _Scene(size, *_grid(size), _noise(rng, size, 4.5), _noise(rng, size, 2.6))
 
-# %% ../../nbs/data/00_phantom.ipynb #c118
+# %% ../../nbs/data/00_phantom.ipynb #c121
 def _draw_tubule(rng, size, mag):
     "Tubular epithelium: brush border, mitochondria, nuclei, basement membrane."
     angle = rng.uniform(0, 2 * np.pi)
@@ -1132,7 +1137,7 @@ def _draw_tubule(rng, size, mag):
     _paint(image, np.minimum(base, 9 * mag - base), 0.55 + 0.01 * fine)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c119
+# %% ../../nbs/data/00_phantom.ipynb #c122
 def _draw_podocyte(rng, size, mag):
     "The body of a podocyte: a large nucleus, organelles, urinary space."
     scene = _scene(rng, size)
@@ -1151,7 +1156,7 @@ def _draw_podocyte(rng, size, mag):
         _paint_nucleus(image, scene, np.minimum(nucleus, body - 8))
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c120
+# %% ../../nbs/data/00_phantom.ipynb #c123
 def _draw_red_cells(rng, size, mag):
     "A capillary full of red cells."
     scene = _scene(rng, size)
@@ -1162,7 +1167,7 @@ def _draw_red_cells(rng, size, mag):
         _paint(image, red_cell, 0.18 + 0.01 * scene.fine)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c121
+# %% ../../nbs/data/00_phantom.ipynb #c124
 def _draw_collagen(rng, size, mag):
     "Interstitium: bundles of collagen fibrils, cut lengthwise and across."
     X, Y = _grid(size)
@@ -1178,13 +1183,13 @@ def _draw_collagen(rng, size, mag):
     image -= 0.22 * _outline(cell)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c122
+# %% ../../nbs/data/00_phantom.ipynb #c125
 def _draw_out_of_focus(rng, size, mag):
     "A normal capillary out of focus."
     image, _ = _draw_capillary(rng, size, mag, '')
     return _blur(image, rng.uniform(4, 6))
 
-# %% ../../nbs/data/00_phantom.ipynb #c123
+# %% ../../nbs/data/00_phantom.ipynb #c126
 def _draw_knife_marks(rng, size, mag):
     "A normal capillary with knife marks and a fold of the section."
     image, _ = _draw_capillary(rng, size, mag, '')
@@ -1199,7 +1204,7 @@ def _draw_knife_marks(rng, size, mag):
     _paint(image, 2.5 - np.abs(fold - 9) + _noise(rng, size, 25) * 2, 0.97)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c124
+# %% ../../nbs/data/00_phantom.ipynb #c127
 def _draw_low_magnification(rng, size, mag):
     "Many small loops, at a magnification too low to show a deposit."
     glomerulus = _glomerulus(rng, size, 1.4, 26.0)
@@ -1215,7 +1220,7 @@ def _draw_low_magnification(rng, size, mag):
         _paint(image, _ellipse(scene, centre, 4, rng, 0.0, 0.8), 0.18)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c125
+# %% ../../nbs/data/00_phantom.ipynb #c128
 DISTRACTORS = {
     'tubule': _draw_tubule,
     'podocyte': _draw_podocyte,
@@ -1226,7 +1231,7 @@ DISTRACTORS = {
     'lowmag': _draw_low_magnification,
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c126
+# %% ../../nbs/data/00_phantom.ipynb #c129
 def draw_tem(
     appearance: str,  # One of `APPEARANCES['TEM']` or of `DISTRACTORS`
     rng: np.random.Generator | int | None = None,  # Source of randomness, or a seed
@@ -1246,7 +1251,7 @@ def draw_tem(
     image = _blur(image, style.blur) + 0.02 * _noise(rng, size, 90) + _grain(rng, size, style.grain)
     return _match_histogram(image, 'TEM', style), mask
 
-# %% ../../nbs/data/00_phantom.ipynb #c137
+# %% ../../nbs/data/00_phantom.ipynb #c140
 @dataclass
 class Biopsy:
     "One simulated case with its truth."
@@ -1262,7 +1267,7 @@ class Biopsy:
     informative: list[bool]  # Whether each TEM image shows the appearance
     styles: dict[str, Style] = field(default_factory=dict, repr=False)  # Style of each modality
 
-# %% ../../nbs/data/00_phantom.ipynb #c138
+# %% ../../nbs/data/00_phantom.ipynb #c141
 def _check_settings(size, informative, bag, missing):
     "Raise `ValueError` for settings that cannot be simulated."
     if not (isinstance(size, (int, np.integer)) and 64 <= size <= 2048):
@@ -1279,7 +1284,7 @@ def _check_settings(size, informative, bag, missing):
     if not 0 <= missing < 1:
         raise ValueError(f'missing={missing}: choose a probability from 0 up to, but not including, 1.')
 
-# %% ../../nbs/data/00_phantom.ipynb #c139
+# %% ../../nbs/data/00_phantom.ipynb #c142
 def check_diagnosis(disease, stage):
     "Raise `ValueError` for an unknown disease, or a stage that it does not have."
     if disease not in DISEASES:
@@ -1287,7 +1292,7 @@ def check_diagnosis(disease, stage):
     if stage is not None and (disease != 'MN' or stage not in STAGES):
         raise ValueError(f'stage={stage!r} with {disease}: only MN has stages, and they are {STAGES}.')
 
-# %% ../../nbs/data/00_phantom.ipynb #c140
+# %% ../../nbs/data/00_phantom.ipynb #c143
 def _random_appearances(rng, state, difficulty, fixed):
     "Draw the appearance of each modality by its table; those in `fixed` are replaced."
     appearances = {}
@@ -1299,7 +1304,7 @@ def _random_appearances(rng, state, difficulty, fixed):
         _check_appearance(appearance, modality)
     return appearances | fixed
 
-# %% ../../nbs/data/00_phantom.ipynb #c141
+# %% ../../nbs/data/00_phantom.ipynb #c144
 def _random_modalities(rng, missing):
     "Draw which modalities a case has; one always remains."
     available = rng.random(3) >= missing
@@ -1307,7 +1312,7 @@ def _random_modalities(rng, missing):
         available[rng.integers(3)] = True
     return [modality for modality, here in zip(MODALITIES, available) if here]
 
-# %% ../../nbs/data/00_phantom.ipynb #c142
+# %% ../../nbs/data/00_phantom.ipynb #c145
 def _random_fields(rng, bag, informative, has_tem):
     "Draw what each TEM image shows; at least one shows a glomerulus."
     n = int(rng.integers(bag[0], bag[1] + 1))
@@ -1318,7 +1323,7 @@ def _random_fields(rng, bag, informative, has_tem):
         shows_lesion[rng.integers(n)] = True
     return ['glomerulus' if lesion else str(rng.choice(list(DISTRACTORS))) for lesion in shows_lesion]
 
-# %% ../../nbs/data/00_phantom.ipynb #c143
+# %% ../../nbs/data/00_phantom.ipynb #c146
 def _draw_images(rng, appearances, styles, fields, available, size):
     "Images and masks of a case, from its appearances alone: two dictionaries over the modalities."
     images, masks = dict(OM=None, IM=None), dict(OM=None, IM=None)
@@ -1331,7 +1336,7 @@ def _draw_images(rng, appearances, styles, fields, available, size):
     masks['TEM'] = [mask for _, mask in micrographs]
     return images, masks
 
-# %% ../../nbs/data/00_phantom.ipynb #c144
+# %% ../../nbs/data/00_phantom.ipynb #c147
 def simulate_biopsy(
     disease: str,  # 'IgAN', 'MN' or 'LN'
     stage: str | None = None,  # Stage of MN, 'I' to 'IV'; drawn at random if `None`
@@ -1365,10 +1370,10 @@ def simulate_biopsy(
         styles=styles,
     )
 
-# %% ../../nbs/data/00_phantom.ipynb #c150
+# %% ../../nbs/data/00_phantom.ipynb #c153
 _USUAL_BYTES = {'OM': 40000, 'IM': 30000, 'TEM': 34000}  # at 224 px; a JPEG of quality 92 has slightly fewer
 
-# %% ../../nbs/data/00_phantom.ipynb #c151
+# %% ../../nbs/data/00_phantom.ipynb #c154
 def _jpeg_comments(n_bytes):
     "JPEG comments that occupy `n_bytes` together, if that is 4 or more."
     comments = b''
@@ -1380,7 +1385,7 @@ def _jpeg_comments(n_bytes):
         n_bytes -= size
     return comments
 
-# %% ../../nbs/data/00_phantom.ipynb #c152
+# %% ../../nbs/data/00_phantom.ipynb #c155
 def _encode_jpeg(image, n_bytes):
     "A JPEG of `n_bytes`: of the highest quality that fits, padded with a comment."
     for quality in range(92, 8, -4):
@@ -1391,7 +1396,7 @@ def _encode_jpeg(image, n_bytes):
             break
     return data[:2] + _jpeg_comments(max(n_bytes - len(data), 4)) + data[2:]
 
-# %% ../../nbs/data/00_phantom.ipynb #c153
+# %% ../../nbs/data/00_phantom.ipynb #c156
 class _Picture(NamedTuple):
     "One image of a biopsy, to be written."
 
@@ -1402,7 +1407,7 @@ class _Picture(NamedTuple):
     informative: bool
     field: str
 
-# %% ../../nbs/data/00_phantom.ipynb #c154
+# %% ../../nbs/data/00_phantom.ipynb #c157
 def _pictures(biopsy, patient):
     "All images of a biopsy."
     name = f'{biopsy.label}_{patient}'
@@ -1417,7 +1422,7 @@ def _pictures(biopsy, patient):
         pictures.append(_Picture('TEM', f'TEM_{name}_{number:02d}', *micrograph))
     return pictures
 
-# %% ../../nbs/data/00_phantom.ipynb #c155
+# %% ../../nbs/data/00_phantom.ipynb #c158
 def _write_picture(root, patient, biopsy, picture):
     "Write an image and its mask; return their row of the manifest."
     size, modality = len(picture.image), picture.modality
@@ -1438,7 +1443,7 @@ def _write_picture(root, patient, biopsy, picture):
         mask=mask_path,
     )
 
-# %% ../../nbs/data/00_phantom.ipynb #c157
+# %% ../../nbs/data/00_phantom.ipynb #c160
 class _Case(NamedTuple):
     "One patient to simulate."
 
@@ -1446,14 +1451,14 @@ class _Case(NamedTuple):
     label: str
     stage: str
 
-# %% ../../nbs/data/00_phantom.ipynb #c158
+# %% ../../nbs/data/00_phantom.ipynb #c161
 def _cases(n, seed):
     "The diagnoses of n patients in random order."
     labels = np.random.default_rng([seed, n]).permutation(np.resize(DISEASES, n))
     stages = cycle(STAGES)
     return [_Case(i, str(label), next(stages) if label == 'MN' else '') for i, label in enumerate(labels)]
 
-# %% ../../nbs/data/00_phantom.ipynb #c159
+# %% ../../nbs/data/00_phantom.ipynb #c162
 def _write_patient(case, root, seed, settings):
     "Simulate a patient and write its files; return its rows of the manifest."
     patient = f'P{case.number:03d}'
@@ -1462,7 +1467,7 @@ def _write_patient(case, root, seed, settings):
     (root / case.label / patient).mkdir(parents=True)
     return [_write_picture(root, patient, biopsy, picture) for picture in _pictures(biopsy, patient)]
 
-# %% ../../nbs/data/00_phantom.ipynb #c160
+# %% ../../nbs/data/00_phantom.ipynb #c163
 def map_in_processes(function, items, n_workers, progress):
     "Results of a function for all items, in order, computed by several processes."
     def show_progress(results):
@@ -1478,11 +1483,11 @@ def n_cores():
     "Number of processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-# %% ../../nbs/data/00_phantom.ipynb #c162
+# %% ../../nbs/data/00_phantom.ipynb #c165
 _MANIFEST = 'manifest.csv'
 _MARKER = 'phantom.json'
 
-# %% ../../nbs/data/00_phantom.ipynb #c163
+# %% ../../nbs/data/00_phantom.ipynb #c166
 def write_manifest(root, table, seed, settings, written_by='cmus_fastai.data.phantom.make_phantom'):
     "Write the manifest, and the marker that belongs to it."
     table.to_csv(root / _MANIFEST, index=False)
@@ -1496,7 +1501,7 @@ def write_manifest(root, table, seed, settings, written_by='cmus_fastai.data.pha
     )
     write_file(root / _MARKER, json.dumps(record, indent=1, default=str) + '\n')
 
-# %% ../../nbs/data/00_phantom.ipynb #c164
+# %% ../../nbs/data/00_phantom.ipynb #c167
 def _check_earlier_phantom(path):
     "Raise `FileExistsError` if a folder is not a phantom, or holds anything else."
     marker, manifest = path / _MARKER, path / _MANIFEST
@@ -1516,7 +1521,7 @@ def _check_earlier_phantom(path):
             'It is left as it is. Move them away, or choose another folder.'
         )
 
-# %% ../../nbs/data/00_phantom.ipynb #c165
+# %% ../../nbs/data/00_phantom.ipynb #c168
 def _check_target(path, overwrite):
     "Raise an error unless a folder is free, or is an earlier phantom that may be replaced."
     if path.exists() and not path.is_dir():
@@ -1529,7 +1534,7 @@ def _check_target(path, overwrite):
         )
     _check_earlier_phantom(path)
 
-# %% ../../nbs/data/00_phantom.ipynb #c166
+# %% ../../nbs/data/00_phantom.ipynb #c169
 @contextmanager
 def target_folder(path, overwrite):
     "Yield a temporary folder that takes the place of `path` if the block ends well, and disappears if not."
@@ -1549,7 +1554,7 @@ def target_folder(path, overwrite):
                 os.replace(earlier, path)
             raise
 
-# %% ../../nbs/data/00_phantom.ipynb #c167
+# %% ../../nbs/data/00_phantom.ipynb #c170
 def make_phantom(
     path: str | Path,  # Folder to make; must not exist or be empty, unless `overwrite`
     n_patients: int = 150,  # Number of patients, as even over the three diseases as possible
