@@ -389,6 +389,7 @@ _OTHER_FIELDS = {  # What images without lesion show
     'low': ('lowmag',),
 }
 
+# %% ../../nbs/data/00b_biopsy.ipynb #c049
 def _draw_micrographs(
     appearance: str,  # One of `APPEARANCES['TEM']`
     rng: np.random.Generator,
@@ -413,13 +414,13 @@ def _draw_micrographs(
         images.append(image)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c053
+# %% ../../nbs/data/00b_biopsy.ipynb #c054
 def _random_appearance(rng, modality, state, difficulty):
     "Draw the appearance of one modality by its table."
     probabilities = appearance_table(modality, difficulty).loc[state].to_numpy()
     return str(rng.choice(APPEARANCES[modality], p=probabilities))
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c054
+# %% ../../nbs/data/00b_biopsy.ipynb #c055
 def simulate_patient(
     disease: str,  # 'IgAN', 'MN' or 'LN'
     stage: str | None = None,  # Stage of MN, 'I' to 'IV'; drawn at random if `None`
@@ -442,7 +443,7 @@ def simulate_patient(
         images += _draw_micrographs(shown['TEM'], rng, options)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c056
+# %% ../../nbs/data/00b_biopsy.ipynb #c057
 def _image_name(image, patient, number):
     "File name without suffix; `number` counts the micrographs."
     if image.modality == 'OM':
@@ -451,7 +452,7 @@ def _image_name(image, patient, number):
         return f'IM_{image.antibody}_{patient}'
     return f'TEM_{patient}_{number:02d}'
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c057
+# %% ../../nbs/data/00b_biopsy.ipynb #c058
 def _write_image(root, label, patient, number, image):
     "Write an image and its mask; return their row of the manifest."
     name = _image_name(image, patient, number)
@@ -463,7 +464,7 @@ def _write_image(root, label, patient, number, image):
     first |= {key: truth.pop(key) for key in ('stain', 'antibody', 'nm_per_px', 'key_instance')}
     return first | truth | dict(mask=mask)
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c058
+# %% ../../nbs/data/00b_biopsy.ipynb #c059
 class _Case(NamedTuple):
     "One patient to simulate."
 
@@ -477,7 +478,7 @@ def _cases(n, seed):
     stages = cycle(STAGES)
     return [_Case(i, str(label), next(stages) if label == 'MN' else '') for i, label in enumerate(labels)]
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c059
+# %% ../../nbs/data/00b_biopsy.ipynb #c060
 def _write_patient(case, root, seed, options):
     "Simulate a patient and write its files; return its rows of the manifest."
     patient = f'P{case.number:03d}'
@@ -491,7 +492,7 @@ def _write_patient(case, root, seed, options):
         rows.append({**row, 'stage': case.stage})
     return rows
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c060
+# %% ../../nbs/data/00b_biopsy.ipynb #c061
 def make_biopsies(
     path: str | Path,  # Folder to make; must not exist or be empty, unless `overwrite`
     n_patients: int = 90,  # Number of patients, as even over the three diseases as possible
