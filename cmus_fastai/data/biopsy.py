@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage as ndi
 from ..core import MODALITIES
 from cmus_fastai.data.phantom import (
     APPEARANCES,
@@ -295,25 +296,54 @@ def _random_evidence(
     return evidence
 
 # %% ../../nbs/data/00b_biopsy.ipynb #c042
+def _section_coordinates(
+    rng: np.random.Generator,
+    size: int,  # Width of the image in px
+) -> np.ndarray:  # Row and column that each pixel of the next section shows, [2,H,W]
+    "How the next section of a glomerulus lies on its slide: turned, shifted and slightly bent."
+    angle = rng.uniform(0, 2 * np.pi)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = (size - 1) / 2
+    offsets = np.mgrid[:size, :size] - middle
+    bend = np.sin(2 * np.pi * offsets[::-1] / (0.5 * size) + rng.uniform(0, 2 * np.pi, (2, 1, 1)))
+    shift = rng.uniform(-0.03, 0.03, (2, 1, 1)) * size
+    return np.einsum('ij,jhw->ihw', turn, offsets + 0.012 * size * bend + shift) + middle
+
+# %% ../../nbs/data/00b_biopsy.ipynb #c043
+def _show_section(
+    image: np.ndarray,  # uint8 or bool, [H,W] or [H,W,3]
+    coordinates: np.ndarray,  # Of `_section_coordinates`
+) -> np.ndarray:
+    "An image at other coordinates; beyond its edges it is mirrored."
+    if image.ndim == 3:
+        return np.stack([_show_section(channel, coordinates) for channel in np.moveaxis(image, -1, 0)], -1)
+    shown = ndi.map_coordinates(image.astype(np.float32), coordinates, order=1, mode='mirror')
+    return shown > 0.5 if image.dtype == bool else (shown + 0.5).astype(np.uint8)
+
+# %% ../../nbs/data/00b_biopsy.ipynb #c044
 def _draw_stains(
     appearance: str,  # One of `APPEARANCES['OM']`
     glomerulus: int,  # Its number
     involved: float,  # Share of the lobules with the lesion
     style: Style,
-    seed: int,
+    rng: np.random.Generator,
     options: BiopsyOptions,
 ) -> list[BiopsyImage]:
-    "Draw one glomerulus in each stain."
+    "Draw one glomerulus in each stain; each further stain is another section."
+    seed = int(rng.integers(2**62))
     images = []
-    for stain in options.stains:
+    for number, stain in enumerate(options.stains):
         pixels, mask = draw_om(appearance, seed, options.size, style, stain, involved)
+        if number:
+            coordinates = _section_coordinates(rng, options.size)
+            pixels, mask = _show_section(pixels, coordinates), _show_section(mask, coordinates)
         image = BiopsyImage('OM', pixels, mask, involved > 0, stain=stain, glomerulus=glomerulus)
         image.appearance = appearance if involved else ''
         image.involved = involved
         images.append(image)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c043
+# %% ../../nbs/data/00b_biopsy.ipynb #c045
 def _draw_glomeruli(
     appearance: str,  # One of `APPEARANCES['OM']`
     rng: np.random.Generator,
@@ -327,11 +357,10 @@ def _draw_glomeruli(
     for number, lesion in enumerate(evidence):
         extent = float(rng.uniform(0.2, 0.5)) if rng.random() < options.segmental else 1.0
         involved = extent if lesion else 0.0
-        seed = int(rng.integers(2**62))
-        images += _draw_stains(appearance, number, involved, style, seed, options)
+        images += _draw_stains(appearance, number, involved, style, rng, options)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c045
+# %% ../../nbs/data/00b_biopsy.ipynb #c047
 def _bar_length(
     width: float,  # Of the picture in nm
 ) -> int:  # nm
@@ -342,7 +371,7 @@ def _bar_length(
 def _format_length(nm):  # in plain letters, as cameras write it
     return f'{nm // 1000} um' if nm >= 1000 else f'{nm} nm'
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c046
+# %% ../../nbs/data/00b_biopsy.ipynb #c048
 def add_strip(
     image: np.ndarray,  # uint8 [H,W]
     nm_per_px: float,  # Scale
@@ -363,7 +392,7 @@ def add_strip(
     draw.text((width - left, middle), text, 255, font, anchor='rm')
     return np.vstack([image, np.asarray(strip)])
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c047
+# %% ../../nbs/data/00b_biopsy.ipynb #c049
 def _draw_micrograph(
     shows: str,  # An appearance or a distractor
     magnification: str,  # One of `NM_PER_PX`
@@ -382,14 +411,14 @@ def _draw_micrograph(
         mask = np.pad(mask, ((0, len(pixels) - len(mask)), (0, 0)))
     return pixels, mask, nm_per_px
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c048
+# %% ../../nbs/data/00b_biopsy.ipynb #c050
 _OTHER_FIELDS = {  # What images without lesion show
     'high': tuple(name for name in DISTRACTORS if name != 'lowmag'),
     'middle': ('podocyte', 'redcell', 'blur', 'knife', 'collagen'),
     'low': ('lowmag',),
 }
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c049
+# %% ../../nbs/data/00b_biopsy.ipynb #c051
 def _draw_micrographs(
     appearance: str,  # One of `APPEARANCES['TEM']`
     rng: np.random.Generator,
@@ -414,13 +443,13 @@ def _draw_micrographs(
         images.append(image)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c054
+# %% ../../nbs/data/00b_biopsy.ipynb #c056
 def _random_appearance(rng, modality, state, difficulty):
     "Draw the appearance of one modality by its table."
     probabilities = appearance_table(modality, difficulty).loc[state].to_numpy()
     return str(rng.choice(APPEARANCES[modality], p=probabilities))
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c055
+# %% ../../nbs/data/00b_biopsy.ipynb #c057
 def simulate_patient(
     disease: str,  # 'IgAN', 'MN' or 'LN'
     stage: str | None = None,  # Stage of MN, 'I' to 'IV'; drawn at random if `None`
@@ -443,7 +472,7 @@ def simulate_patient(
         images += _draw_micrographs(shown['TEM'], rng, options)
     return images
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c057
+# %% ../../nbs/data/00b_biopsy.ipynb #c059
 def _image_name(image, patient, number):
     "File name without suffix; `number` counts the micrographs."
     if image.modality == 'OM':
@@ -452,7 +481,7 @@ def _image_name(image, patient, number):
         return f'IM_{image.antibody}_{patient}'
     return f'TEM_{patient}_{number:02d}'
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c058
+# %% ../../nbs/data/00b_biopsy.ipynb #c060
 def _write_image(root, label, patient, number, image):
     "Write an image and its mask; return their row of the manifest."
     name = _image_name(image, patient, number)
@@ -464,7 +493,7 @@ def _write_image(root, label, patient, number, image):
     first |= {key: truth.pop(key) for key in ('stain', 'antibody', 'nm_per_px', 'key_instance')}
     return first | truth | dict(mask=mask)
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c059
+# %% ../../nbs/data/00b_biopsy.ipynb #c061
 class _Case(NamedTuple):
     "One patient to simulate."
 
@@ -478,7 +507,7 @@ def _cases(n, seed):
     stages = cycle(STAGES)
     return [_Case(i, str(label), next(stages) if label == 'MN' else '') for i, label in enumerate(labels)]
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c060
+# %% ../../nbs/data/00b_biopsy.ipynb #c062
 def _write_patient(case, root, seed, options):
     "Simulate a patient and write its files; return its rows of the manifest."
     patient = f'P{case.number:03d}'
@@ -492,7 +521,7 @@ def _write_patient(case, root, seed, options):
         rows.append({**row, 'stage': case.stage})
     return rows
 
-# %% ../../nbs/data/00b_biopsy.ipynb #c061
+# %% ../../nbs/data/00b_biopsy.ipynb #c063
 def make_biopsies(
     path: str | Path,  # Folder to make; must not exist or be empty, unless `overwrite`
     n_patients: int = 90,  # Number of patients, as even over the three diseases as possible
