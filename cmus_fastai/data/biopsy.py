@@ -299,9 +299,10 @@ def _random_evidence(
 def _section_coordinates(
     rng: np.random.Generator,
     size: int,  # Width of the image in px
+    number: int,  # Of the section, from 1; no two of three are about a quarter turn apart
 ) -> np.ndarray:  # Row and column that each pixel of the next section shows, [2,H,W]
     "How the next section of a glomerulus lies on its slide: turned, shifted and slightly bent."
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = np.deg2rad(90 * rng.integers(4) + 30 * number + rng.uniform(-5, 5))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = (size - 1) / 2
     offsets = np.mgrid[:size, :size] - middle
@@ -335,7 +336,7 @@ def _draw_stains(
     for number, stain in enumerate(options.stains):
         pixels, mask = draw_om(appearance, seed, options.size, style, stain, involved)
         if number:
-            coordinates = _section_coordinates(rng, options.size)
+            coordinates = _section_coordinates(rng, options.size, number)
             pixels, mask = _show_section(pixels, coordinates), _show_section(mask, coordinates)
         image = BiopsyImage('OM', pixels, mask, involved > 0, stain=stain, glomerulus=glomerulus)
         image.appearance = appearance if involved else ''
