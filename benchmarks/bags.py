@@ -57,7 +57,8 @@ def hide_typical_antibody(learn, test):
         case, tag = predictor.open(row), TYPICAL[row.label]
         before, after = (predictor.probs(c).loc['fusion'] for c in (case, case.drop_tags(tag)))
         loss = before[row.label] - after[row.label]
-        rows.append(dict(disease=row.label, loss=loss, moved=abs(loss), changed=before.idxmax() != after.idxmax()))
+        changed = before.idxmax() != after.idxmax()
+        rows.append(dict(disease=row.label, loss=loss, moved=abs(loss), changed=changed))
     return pd.DataFrame(rows).groupby('disease').mean()
 
 
@@ -77,7 +78,8 @@ def compare_antibodies(folder, patients=300, epochs=40):
         if name == 'panel':
             print(hide_typical_antibody(learn, test).round(3), flush=True)
     for name in ANTIBODIES:
-        print('panel minus', name, compare(tables['panel'], tables[name]).loc['accuracy'].to_dict(), flush=True)
+        difference = compare(tables['panel'], tables[name]).loc['accuracy'].to_dict()
+        print('panel minus', name, difference, flush=True)
 
 
 if __name__ == '__main__':

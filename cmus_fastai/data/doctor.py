@@ -17,6 +17,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -142,12 +143,15 @@ class Evidence:
 
     cohort: Cohort  # To be trained on
     test: Cohort | None  # A separate test set, if there is one
-    images: (
-        pd.DataFrame
-    )  # One row per image of a patient: patient, side, modality, path, file, tag, nm_per_px, …
+    images: pd.DataFrame  # One row per image of a patient: patient, side, modality, path, file, tag, …
     failed: dict[Path, str]  # Images that could not be measured, and why
     features: Mapping[Path, np.ndarray]  # Frozen features of images, may be empty
     n_folds: int  # Folds that are planned
+
+    @cached_property
+    def copies(self) -> pd.DataFrame:
+        "Pairs of images that show the same picture, see `list_copies`."
+        return list_copies(self)
 
     @property
     def own(self) -> pd.DataFrame:
@@ -224,7 +228,7 @@ def _judge(
     return Finding(area, name, status, bad, fix, places) if places else Finding(area, name, PASS, good)
 
 # %% ../../nbs/data/13_doctor.ipynb #c026
-_SERIOUS = frozenset(['leak', 'shared image', 'class of one', 'class of none', 'two groups'])
+_SERIOUS = frozenset(['leak', 'class of one', 'class of none', 'two groups'])
 
 
 def _severity(
@@ -503,41 +507,61 @@ def _copy_places(
     return tuple(places)
 
 # %% ../../nbs/data/13_doctor.ipynb #c047
-def check_copies(evidence: Evidence) -> list[Finding]:
-    "The same picture in several patients, on both sides, or twice in one patient."
-    images, pairs = evidence.images, list_copies(evidence)
+def _digest_of(evidence: Evidence, rows: pd.DataFrame) -> np.ndarray:
+    "The digest of each image's bytes; its path if there is none."
+    digests = dict(evidence.cohort.digests)
+    if evidence.test is not None:
+        digests.update(evidence.test.digests)
+    return np.array([digests.get(path, str(path)) for path in rows.path], dtype=object)
+
+
+class _CopyKind(NamedTuple):
+    "One kind of copy."
+
+    name: str
+    chosen: np.ndarray  # Which pairs, bool
+    status: str
+    fix: str
+
+# %% ../../nbs/data/13_doctor.ipynb #c048
+def _copy_kinds(evidence: Evidence) -> list[_CopyKind]:
+    "The kinds of copies; identical files of one cohort are left to what reading found."
+    images, pairs, group = evidence.images, evidence.copies, evidence.cohort.df.group
     a, b = images.loc[pairs.a].reset_index(), images.loc[pairs.b].reset_index()
     across = (a.side != b.side).to_numpy()
     same_patient = (a.patient == b.patient).to_numpy()
+    same_group = (a.patient.map(group) == b.patient.map(group)).to_numpy()
+    other_file = _digest_of(evidence, a) != _digest_of(evidence, b)
+    in_others = ~across & ~same_patient & other_file
+    status = FAIL if (in_others & ~same_group).any() else WARN  # in one group, no split separates them
+    fix = 'find out whose image it is and delete the copy; until then give both patients one group'
     kinds = [
-        (
-            'copy in another patient',
-            ~across & ~same_patient,
-            FAIL,
-            'find out whose image it is and delete the copy; until then give both patients one group',
-        ),
-        (
+        _CopyKind('copy in another patient', in_others, status, fix),
+        _CopyKind(
             'copy in the same patient',
-            ~across & same_patient,
+            ~across & same_patient & other_file,
             WARN,
             'delete one of the two, or it counts twice in its bag',
         ),
-        (
-            'copy in the test set',
-            across,
-            FAIL,
-            'delete it on one side: a figure on this test set is too good',
-        ),
     ]
+    if evidence.test is not None:
+        fix = 'delete it on one side: a figure on this test set is too good'
+        kinds.append(_CopyKind('copy in the test set', across, FAIL, fix))
+    return kinds
+
+# %% ../../nbs/data/13_doctor.ipynb #c049
+def check_copies(evidence: Evidence) -> list[Finding]:
+    "The same picture in several patients, on both sides, or twice in one patient."
+    images, pairs = evidence.images, evidence.copies
     findings = []
-    for name, chosen, status, fix in kinds[: 2 if evidence.test is None else 3]:
+    for name, chosen, status, fix in _copy_kinds(evidence):
         places = _copy_places(images, pairs[chosen])
         bad = f'{count_noun(len(places), "picture")} more than once'
         good = f'no {name} among {count_noun(len(images), "image")}, by content'
         findings.append(_judge('copies', name, good, bad, fix, places, status))
     return findings
 
-# %% ../../nbs/data/13_doctor.ipynb #c048
+# %% ../../nbs/data/13_doctor.ipynb #c050
 def check_test(evidence: Evidence) -> list[Finding]:
     "Patients, groups and files on both sides, and classes that only one side has."
     if evidence.test is None:
@@ -570,7 +594,7 @@ def check_test(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c050
+# %% ../../nbs/data/13_doctor.ipynb #c052
 def robust_z(
     values: pd.DataFrame | pd.Series,  # One row per image
     floor: float = 0.0,  # Smallest standard deviation
@@ -579,7 +603,7 @@ def robust_z(
     distance = values - values.median()
     return distance / np.maximum(1.4826 * distance.abs().median(), floor)
 
-# %% ../../nbs/data/13_doctor.ipynb #c051
+# %% ../../nbs/data/13_doctor.ipynb #c053
 _BLURRED = 0.12  # share of the median sharpness
 _OUTLYING = 4  # robust standard deviations of the logarithm of sharpness
 
@@ -603,7 +627,7 @@ def check_sharpness(evidence: Evidence) -> list[Finding]:
         )
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c052
+# %% ../../nbs/data/13_doctor.ipynb #c054
 _FAINT = 2.5  # standard deviation in grey levels of 255
 _CLIPPED = 0.2  # share of pixels at black or white beyond what is usual
 
@@ -636,7 +660,7 @@ def check_contrast(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c053
+# %% ../../nbs/data/13_doctor.ipynb #c055
 _STAIN_Z = 6  # robust standard deviations
 _FEWEST = 8  # images from which an outlier can be told
 
@@ -672,8 +696,9 @@ def check_stain(evidence: Evidence) -> list[Finding]:
         )
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c055
+# %% ../../nbs/data/13_doctor.ipynb #c057
 _CERTAIN = 0.999  # probability from which an image counts as one of another modality
+_UNLIKE = 8  # robust standard deviations from its own modality
 _LOOKS = ['red', 'green', 'blue', 'red_sd', 'green_sd', 'blue_sd', 'chroma', 'sharpness', 'contrast']
 
 
@@ -689,7 +714,11 @@ def check_modality(evidence: Evidence) -> list[Finding]:
     looks = (looks - looks.mean()) / (looks.std() + 1e-9)
     sure = cross_val_predict(model, looks, rows.modality, cv=5, method='predict_proba')
     classes = np.unique(rows.modality)
-    wrong = (sure.max(axis=1) > _CERTAIN) & (classes[sure.argmax(axis=1)] != rows.modality)
+    # a linear classifier is too sure of itself: the image must also be unlike all of its own modality
+    typical = looks.groupby(rows.modality)
+    spread = typical.transform(lambda column: 1.4826 * (column - column.median()).abs().median() + 1e-3)
+    unlike = ((looks - typical.transform('median')).abs() / spread).max(axis=1) > _UNLIKE
+    wrong = (sure.max(axis=1) > _CERTAIN) & (classes[sure.argmax(axis=1)] != rows.modality) & unlike
     found = rows[wrong]
     words = [
         f'named {own}, looks like {seen}'
@@ -707,7 +736,7 @@ def check_modality(evidence: Evidence) -> list[Finding]:
         )
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c057
+# %% ../../nbs/data/13_doctor.ipynb #c059
 _GREY = 1.0  # mean difference between the channels, in grey levels
 _DEPTHS = {'I;16': '16 bit', 'I;16B': '16 bit', 'I': '32 bit', 'F': '32 bit float'}
 
@@ -721,7 +750,7 @@ def _rarer(
     found = rows[kinds != usual]
     return _places(found, [f'{kind}, others {usual}' for kind in kinds[kinds != usual]])
 
-# %% ../../nbs/data/13_doctor.ipynb #c058
+# %% ../../nbs/data/13_doctor.ipynb #c060
 def check_mixtures(evidence: Evidence) -> list[Finding]:
     "Grey and coloured images, and several bit depths, in one modality."
     colour: tuple[Place, ...] = ()
@@ -750,7 +779,7 @@ def check_mixtures(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c059
+# %% ../../nbs/data/13_doctor.ipynb #c061
 _USUAL_MODES = ('', 'L', 'RGB', *_DEPTHS)
 
 
@@ -778,7 +807,7 @@ def check_encoding(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c061
+# %% ../../nbs/data/13_doctor.ipynb #c063
 _RATIO = 1.1  # longer by shorter side from which squeezing to a square is seen
 _SIZE = 2  # times larger or smaller than the median
 _SCALE = 1.5  # largest by smallest nm per px in one modality
@@ -815,7 +844,7 @@ def check_shape(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c062
+# %% ../../nbs/data/13_doctor.ipynb #c064
 def check_scale(evidence: Evidence) -> list[Finding]:
     "Several magnifications in one modality, and images without a scale among others that have one."
     mixed: list[Place] = []
@@ -847,15 +876,16 @@ def check_scale(evidence: Evidence) -> list[Finding]:
         ),
     ]
 
-# %% ../../nbs/data/13_doctor.ipynb #c064
+# %% ../../nbs/data/13_doctor.ipynb #c066
 _ALPHA = 0.01  # probability of a false alarm, all probes together
 _STRONG = 0.75  # AUC from which a shortcut is a FAIL
 _BEYOND = 0.05  # AUC beyond that of the content from which a border and the like are no content
 _NEARLY_ENOUGH = {'colour': 0.85, 'sharpness': 0.97}  # AUC of the content alone that is a WARN
 _FOLLOWS_CONTENT = ('border', 'text or scale bar', 'file size', 'file format', 'black and white level')
 _FEWEST_PATIENTS = 20  # for a probe
+_MAY_FOLLOW = 'may follow from the content'
 
-# %% ../../nbs/data/13_doctor.ipynb #c065
+# %% ../../nbs/data/13_doctor.ipynb #c067
 _SHORTCUT_FIX = {
     'border': 'crop the border off, or use a margin that does not depend on the source',
     'text or scale bar': 'crop the strip off, or cover all text and bars in all images',
@@ -874,7 +904,7 @@ _SHORTCUT_FIX = {
     'sharpness': 'compare cameras and dates between the classes; check focus and noise',
 }
 
-# %% ../../nbs/data/13_doctor.ipynb #c066
+# %% ../../nbs/data/13_doctor.ipynb #c068
 def _rate_probe(
     kind: str,  # Kind of probe
     auc: float,  # Its AUC
@@ -888,13 +918,13 @@ def _rate_probe(
         meaning = 'may be the disease itself; a network has to exceed this baseline'
         return (WARN if auc >= _NEARLY_ENOUGH[kind] else PASS), meaning
     if kind in _FOLLOWS_CONTENT and auc < content + _BEYOND:
-        return WARN, f'may follow from the content: colours or sharpness alone reach {content:.2f}'
+        return WARN, f'{_MAY_FOLLOW}: colours or sharpness alone reach {content:.2f}'
     return (FAIL if auc >= _STRONG else WARN), 'does not come from the disease'
 
-# %% ../../nbs/data/13_doctor.ipynb #c067
+# %% ../../nbs/data/13_doctor.ipynb #c069
 def _probe_groups(evidence: Evidence) -> tuple[pd.Series, bool]:
     "Groups for the probes, joined where patients share a picture; and whether that was not possible."
-    df, pairs, patient = evidence.cohort.df, list_copies(evidence), evidence.images.patient
+    df, pairs, patient = evidence.cohort.df, evidence.copies, evidence.images.patient
     shared: dict[str, list] = {name: [] for name in df.index}
     for number, (a, b) in enumerate(zip(pairs.a, pairs.b)):
         for name in {patient[a], patient[b]} & set(shared):
@@ -902,9 +932,10 @@ def _probe_groups(evidence: Evidence) -> tuple[pd.Series, bool]:
     linked = link_groups([[group] for group in df.group], list(shared.values()))
     return pd.Series(linked.groups, df.index), linked.leaky or evidence.cohort.leaky
 
-# %% ../../nbs/data/13_doctor.ipynb #c068
+# %% ../../nbs/data/13_doctor.ipynb #c070
 def probe_cohort(
     evidence: Evidence,
+    groups: pd.Series,  # Of each patient, see `_probe_groups`
     n_shuffles: int = 499,  # Shuffles of the labels
 ) -> pd.DataFrame:  # Index (kind, modality); columns patients, auc, chance, p
     "Run all probes on the labelled patients of the cohort."
@@ -916,26 +947,26 @@ def probe_cohort(
         counts = df.label[table.index].value_counts()
         if len(table) >= _FEWEST_PATIENTS and (counts > 1).sum() > 1:
             tables[key] = table
-    groups, _ = _probe_groups(evidence)
     return run_probes(tables, df.label, groups[df.index], n_shuffles, evidence.n_folds)
 
-# %% ../../nbs/data/13_doctor.ipynb #c069
+# %% ../../nbs/data/13_doctor.ipynb #c071
 def check_shortcuts(evidence: Evidence) -> list[Finding]:
     "Whether the label can be told from things that are not the disease."
     df = evidence.cohort.df
     if df.label.nunique() < 2:
         return []
-    result = probe_cohort(evidence)
+    groups, leaky = _probe_groups(evidence)
+    result = probe_cohort(evidence, groups)
     if not len(result):
         what = f'not probed: fewer than {_FEWEST_PATIENTS} labelled patients'
         return [Finding('shortcuts', 'shortcut', PASS, what)]
-    leaky = _probe_groups(evidence)[1]
     findings = []
     for (kind, modality), row in result.iterrows():
         content = max([result.auc.get((k, modality), 0.5) for k in ('colour', 'sharpness')])
         status, meaning = _rate_probe(kind, row.auc, row.p, content)
         if meaning:
             findings.append(_shortcut(kind, modality, row, status, meaning, leaky))
+    findings = _fold_content(findings)
     passed = (
         f'the label cannot be told from any other of {len(result)} probes'
         if findings
@@ -943,7 +974,19 @@ def check_shortcuts(evidence: Evidence) -> list[Finding]:
     )
     return [Finding('shortcuts', 'shortcut', PASS, passed), *findings]
 
-# %% ../../nbs/data/13_doctor.ipynb #c070
+# %% ../../nbs/data/13_doctor.ipynb #c072
+def _fold_content(findings: list[Finding]) -> list[Finding]:
+    "The same findings; those that may follow from the content in one line."
+    folded = [f for f in findings if _MAY_FOLLOW in f.what]
+    if len(folded) < 2:
+        return findings
+    what = f'{len(folded)} probes tell the label, and colours or sharpness tell it as well: {_MAY_FOLLOW}'
+    places = tuple(Place('', '', f'{f.name.removeprefix("shortcut: ")}: {f.what}') for f in folded)
+    fix = 'compare images of the classes by eye, borders and corners first'
+    others = [f for f in findings if f not in folded]
+    return [*others, Finding('shortcuts', 'shortcut: with the content', WARN, what, fix, places)]
+
+# %% ../../nbs/data/13_doctor.ipynb #c073
 def _shortcut(
     kind: str,  # Kind of probe
     modality: str,  # '' for the whole patient
@@ -963,7 +1006,7 @@ def _shortcut(
     name = f'{"baseline" if may_be_signal(kind) else "shortcut"}: {kind}'
     return Finding('shortcuts', name, status, what, '' if status == PASS else _SHORTCUT_FIX[kind])
 
-# %% ../../nbs/data/13_doctor.ipynb #c072
+# %% ../../nbs/data/13_doctor.ipynb #c075
 COHORT_CHECKS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     check_files,
     check_classes,
@@ -986,7 +1029,7 @@ COHORT_CHECKS: tuple[Callable[[Evidence], list[Finding]], ...] = (
     check_shortcuts,
 )
 
-# %% ../../nbs/data/13_doctor.ipynb #c073
+# %% ../../nbs/data/13_doctor.ipynb #c076
 def examine(
     cohort: Cohort,  # To be trained on
     test: Cohort | None = None,  # A separate test set
@@ -1003,7 +1046,7 @@ def examine(
         summary += f'; test set {test.name}: {count_noun(len(test), "patient")}'
     return Diagnosis(cohort.name, summary, findings, cohort.summary())
 
-# %% ../../nbs/data/13_doctor.ipynb #c074
+# %% ../../nbs/data/13_doctor.ipynb #c077
 def check_cohort(
     source: str | Path | pd.DataFrame | Cohort,  # A folder, a table, or a cohort
     test: str | Path | pd.DataFrame | Cohort | None = None,  # A separate test set
@@ -1027,7 +1070,7 @@ def check_cohort(
         tested = None if test is None else Cohort.read(test, **kwargs)
     return examine(cohort, tested, features, n_folds, progress)
 
-# %% ../../nbs/data/13_doctor.ipynb #c076
+# %% ../../nbs/data/13_doctor.ipynb #c079
 _THUMBS = 12  # thumbnails of one finding at most
 _THUMB_SIDE = 160  # longer side in px
 
@@ -1044,7 +1087,7 @@ def _thumbnail(path: Path | None) -> str:
     image.save(buffer, 'JPEG', quality=80)
     return base64.b64encode(buffer.getvalue()).decode('ascii')
 
-# %% ../../nbs/data/13_doctor.ipynb #c077
+# %% ../../nbs/data/13_doctor.ipynb #c080
 class _Card(NamedTuple):
     "A finding for the page."
 
@@ -1052,7 +1095,7 @@ class _Card(NamedTuple):
     pictures: list  # (thumbnail, place)
     rest: list[Place]  # Places without a thumbnail
 
-# %% ../../nbs/data/13_doctor.ipynb #c078
+# %% ../../nbs/data/13_doctor.ipynb #c081
 def _card(finding: Finding) -> _Card:
     "A finding with its thumbnails."
     pictures: list = []
@@ -1065,7 +1108,7 @@ def _card(finding: Finding) -> _Card:
             rest.append(place)
     return _Card(finding, pictures, rest)
 
-# %% ../../nbs/data/13_doctor.ipynb #c079
+# %% ../../nbs/data/13_doctor.ipynb #c082
 def render_diagnosis(
     diagnosis: Diagnosis,
 ) -> str:  # HTML
