@@ -1279,7 +1279,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'cmus_fastai.data.probes._unit': ('data/probes.html#_unit', 'cmus_fastai/data/probes.py'),
                                          'cmus_fastai.data.probes.crop_margin': ( 'data/probes.html#crop_margin',
                                                                                   'cmus_fastai/data/probes.py'),
-                                         'cmus_fastai.data.probes.file_of': ('data/probes.html#file_of', 'cmus_fastai/data/probes.py'),
                                          'cmus_fastai.data.probes.find_copies': ( 'data/probes.html#find_copies',
                                                                                   'cmus_fastai/data/probes.py'),
                                          'cmus_fastai.data.probes.find_ink': ('data/probes.html#find_ink', 'cmus_fastai/data/probes.py'),
