@@ -24,8 +24,8 @@ bin_dir = env/('Scripts' if os.name == 'nt' else 'bin')
 suffix = '.exe' if os.name == 'nt' else ''
 python = bin_dir/f'python{suffix}'
 stamp = env/'cmus_fastai.json'  # what is installed; written last, so an interrupted run leaves none
-default_extras = {'weights'}
-extras = {'test': {'weights', 'dev'}, 'lab': {'weights', 'app', 'lab'}, 'explore': {'weights', 'app'}}
+default_extras = {'weights', 'fast'}
+extras = {'test': {'dev'}, 'lab': {'app', 'lab'}, 'explore': {'app'}}  # in addition
 no_pip = """This Python comes without ensurepip, so it cannot put pip into a new environment, and fetching pip
 failed: {error}
 Do one of these, then run the command again:
@@ -121,7 +121,7 @@ def main(arguments):
         print(__doc__)
         return 0 if arguments else 2
     name, options = arguments[0], arguments[1:]
-    ensure_env(extras.get(name, default_extras))
+    ensure_env(default_extras | extras.get(name, set()))
     if name == 'test':
         return run(python, root/'tools'/'test.py', *options)
     if name == 'lab':

@@ -54,7 +54,7 @@ from cmus_fastai.explain.audit import (
     rank_similarity,
     select_patients,
 )
-from cmus_fastai.training.artifact import load_model, save_model
+from cmus_fastai.training.artifact import load_model, save_model, temperatures_of
 from cmus_fastai.training.features import FeatureCache
 from common import machine
 
@@ -416,7 +416,7 @@ def main():
     work.mkdir(parents=True, exist_ok=True)
     train, test = read_cohorts(args)
     model, config = load_model(args.model)
-    temperature = config['info'].get('temperature', 1.0)
+    temperature = temperatures_of(config) or 1.0
     settings = settings_from_json(config['images'])
     audited = CasePredictor(model, config['classes'], temperature=temperature, settings=settings)
     start = time.time()

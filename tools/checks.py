@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 import yaml
 from nbdev.doclinks import nbglob
@@ -226,6 +227,38 @@ def check_optional():
     return complaint
 
 
+def declared():
+    "The packages in settings.ini, with and without the extras, as they name themselves."
+    settings = configparser.ConfigParser(delimiters=['='], comment_prefixes=['#'])
+    settings.read(root/'settings.ini', encoding='utf-8')
+    lines = [settings['DEFAULT'][key] for key in settings.defaults() if key.endswith('requirements')]
+    return {name.lower().replace('_', '-') for text in lines for name in re.findall(r'^[\w-]+', text, re.M)}
+
+
+def check_declared():
+    "Every package that the library imports is declared in settings.ini."
+    owners, known = packages_distributions(), declared()
+    complaints = []
+    for path in modules().values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            for name in {name.split('.')[0] for name in names} - sys.stdlib_module_names - {'cmus_fastai'}:
+                found = {owner.lower().replace('_', '-') for owner in owners.get(name, [name])}
+                if not found & known:
+                    complaints.append(f'{path.relative_to(root)}:{node.lineno}: {name} is not declared\n')
+    return ''.join(complaints)
+
+
+# --- behaviour
+
+def check_hostile():
+    "Of 250 hostile inputs, none is lost, hangs, ends in a traceback or runs code."
+    code, printed = output_of(sys.executable, root/'tools'/'fuzz.py', '--inputs', 250, '--seconds', 120)
+    return printed if code else ''
+
+
 # --- style
 
 def check_style():
@@ -266,15 +299,17 @@ def check_outputs():
 
 
 def check_machine():
-    "No notebook holds a path of the machine that ran it."
+    "No notebook and no result holds a path of the machine that made it."
     pattern = re.compile(r'(?<![\w.])/(?:root|home|work|tmp|Users)/[\w.]+')
-    complaints = []
+    texts = {}
     for path in nbglob(root/'nbs', as_path=True):
         for cell in json.loads(path.read_text())['cells']:
-            found = pattern.search(json.dumps(cell.get('outputs', [])) + ''.join(cell['source']))
-            if found:
-                complaints.append(f'{path.relative_to(root)}, cell {cell.get("id")}: {found[0]}\n')
-    return ''.join(complaints)
+            place = f'{path.relative_to(root)}, cell {cell.get("id")}'
+            texts[place] = json.dumps(cell.get('outputs', [])) + ''.join(cell['source'])
+    for path in sorted((root/'cmus_fastai'/'results').iterdir()):
+        texts[path.relative_to(root)] = path.read_text()
+    found = {place: pattern.search(text) for place, text in texts.items()}
+    return ''.join(f'{place}: {match[0]}\n' for place, match in found.items() if match)
 
 
 all_checks = [value for name, value in list(globals().items()) if name.startswith('check_')]

@@ -22,7 +22,7 @@ from ..evaluation.calibration import apply_temperature
 from ..explain.attribution import Attribution, Case, CasePredictor
 from ..explain.attribution import attention, attribute, instances, shapley, smooth
 from ..explain.attribution import tag_contributions
-from ..training.predictions import check_predictions, classes_of
+from ..training.predictions import check_predictions, classes_of, read_predictions
 
 # %% ../../nbs/app/00_casebook.ipynb #c012
 class Overlay(NamedTuple):
@@ -500,18 +500,19 @@ def _match_predictions(
     cohort: Cohort,  # Patients
 ) -> pd.DataFrame:  # See `_prediction_table`
     "Check and calibrate predictions that were computed before."
-    if not isinstance(predictions, pd.DataFrame):
-        predictions = pd.read_csv(predictions, dtype=dict(patient=str))
-    table = check_predictions(predictions)
+    is_table = isinstance(predictions, pd.DataFrame)
+    table = check_predictions(predictions) if is_table else read_predictions(predictions)
+    source = 'the table' if is_table else predictions
     if set(classes_of(table)) != set(predictor.classes):
         raise ValueError(
-            f'The predictions have the classes {classes_of(table)}, the model has {predictor.classes}. '
-            'Give the table that belongs to this model.'
+            f'Predictions ({source}): they have the classes {classes_of(table)}, '
+            f'the model has {predictor.classes}. Give the table that belongs to this model.'
         )
     table = table[table.index.isin(cohort.df.index)]
     if not len(table):
         raise ValueError(
-            'No patient of the predictions is in the cohort. Give the table that belongs to these patients.'
+            f'Predictions ({source}): none of their patients is in the cohort. '
+            'Give the table that belongs to these patients.'
         )
     table = apply_temperature(table, predictor.temperature['fusion'])
     probs = table[[f'p_{name}' for name in predictor.classes]].set_axis(predictor.classes, axis=1)

@@ -23,7 +23,7 @@ from ..data.cohort import Cohort
 from ..data.settings import settings_from_json
 from ..data.tags import TAG_KINDS
 from ..explain.attribution import Case, CasePredictor, as_predictor
-from ..training.artifact import load_model
+from ..training.artifact import load_model, temperatures_of
 
 # %% ../../nbs/app/03_explorer.ipynb #c007
 def load_predictor(
@@ -33,7 +33,7 @@ def load_predictor(
     if not isinstance(model, (str, Path)):
         return as_predictor(model)
     network, config = load_model(model)
-    temperature = config['info'].get('temperature', 1.0)
+    temperature = temperatures_of(config) or 1.0
     settings = settings_from_json(config['images'])
     return CasePredictor(network, config['classes'], temperature=temperature, settings=settings)
 

@@ -23,10 +23,11 @@ from fastcore.meta import delegates
 from fastprogress.fastprogress import progress_bar
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from ..core import MODALITIES, count_noun, render, write_file
-from .check import CohortError, CohortWarning, Problem, Problems
+from ..core import MODALITIES, clean_text, count_noun, render, write_file
+from .check import CohortError, CohortWarning, Problem, Problems, printable
 from .images import ImageCheck, check_image, read_image
-from .sources import Draft, Drafts, SlotImage, cell_text, differ, file_problem, modality_of
+from .sources import MISSING, Draft, Drafts, SlotImage, cell_text, differ
+from .sources import file_problem, modality_of
 from .sources import read_folder, read_table, relative_name, split_reference
 from .splits import assign_folds, choose_test, link_groups
 from .tags import fits_modality, kind_of_tag, tags_in_name
@@ -42,8 +43,11 @@ def _label_problem(
         return 'duplicate patient', f'stands under {" and ".join(map(repr, draft.labels))}'
     if not draft.labels:
         return ('missing label', 'has no label') if required else None
-    if classes and draft.labels[0] not in classes:
-        return 'unknown class', f'label {draft.labels[0]!r} is not among {list(classes)}'
+    label = draft.labels[0]
+    if label != clean_text(label):
+        return 'unreadable class', f'label {label!r} is not UTF-8 text'
+    if classes and label not in classes:
+        return 'unknown class', f'label {label!r} is not among {list(classes)}'
     return None
 
 # %% ../../nbs/data/10_cohort.ipynb #c015
@@ -495,7 +499,8 @@ class Cohort:
         self.scales = scales or {}
 
     def __repr__(self) -> str:
-        return f'Cohort {self.name}: {len(self)} patients, {len(self.classes)} classes {self.classes}'
+        classes = f'{len(self.classes)} classes {self.classes}'
+        return f'Cohort {printable(self.name)}: {len(self)} patients, {classes}'
 
     def __len__(self) -> int:
         return len(self.df)
@@ -742,6 +747,7 @@ def report(
     else:
         found = 'no problems found'
     lines.append(f'{found}; {count_noun(n_notes, "note")}' if n_notes else found)
+    lines = [printable(line).replace('\n', '\\n') for line in lines]
     if findings:
         lines.append(findings.text(limit))
     return '\n'.join(lines)
@@ -879,6 +885,29 @@ def check_same_classes(
     return test.subset(test.df.index, classes=train.classes)
 
 # %% ../../nbs/data/10_cohort.ipynb #c113
+def _survives(
+    name: str,  # Of a patient, a class or a file
+) -> bool:
+    "Whether a name can be written into a table and is read back as it is."
+    is_text = name == name.encode('utf-8', 'replace').decode()
+    return is_text and '\r' not in name and name not in MISSING and cell_text(name) == name
+
+
+def _check_names(
+    cohort: Cohort,
+    base: Path | None,  # Folder that paths are written relative to
+) -> None:
+    "Raise a `CohortError` if a table cannot hold a name of the cohort."
+    fix = 'cannot be written into a table and read back; rename it'
+    for row in cohort:
+        for name in filter(None, (row.name, row.label, row.group)):
+            if not _survives(str(name)):
+                raise CohortError(f'{name!r} (patient {row.name!r}): this name {fix}')
+        for path in (relative_name(path, base) for path in images_of(row)):
+            if '|' in path or ';' in path or not _survives(path):
+                raise CohortError(f'{path}: the path {fix}')
+
+# %% ../../nbs/data/10_cohort.ipynb #c114
 @patch
 def to_table(
     self: Cohort,
@@ -888,20 +917,18 @@ def to_table(
     "The cohort as a table that `Cohort.from_table` reads back."
     if rows not in (None, 'patient', 'image'):
         raise CohortError(f"rows={rows!r}: use 'patient' or 'image'")
-    for image in (image for row in self for image in images_of(row)):
-        if '|' in str(image) or ';' in str(image):
-            raise CohortError(f'{image}: a path with ; or | cannot be written into a table; rename the file')
     file = None if path is None else Path(path).expanduser().absolute()
     if file and not file.parent.is_dir():
         raise CohortError(f'{file.parent}: there is no such folder to write {file.name} in')
     base = file.parent if file else None
+    _check_names(self, base)
     by_image = bool(self.tags or self.scales) if rows is None else rows == 'image'
     df = _image_rows(self, base) if by_image else _patient_rows(self, base)
     if file:
         write_file(file, df.to_csv(index=False))
     return df
 
-# %% ../../nbs/data/10_cohort.ipynb #c114
+# %% ../../nbs/data/10_cohort.ipynb #c115
 def _patient_rows(
     cohort: Cohort,
     base: Path | None,  # Folder that paths are written relative to

@@ -245,7 +245,10 @@ def read_bytes(
     with handle:
         if size > _limit('MAX_BYTES'):
             raise _too_large(f'{size:,} bytes', 'MAX_BYTES')
-        data = handle.readall()
+        try:
+            data = handle.readall()
+        except OSError as error:  # a bad sector, a network drive that is gone
+            raise ImageError('unreadable', f'cannot be read from disk: {error.strerror}') from error
     if not data:
         raise ImageError('empty file', 'the file has no bytes', 'Copy it again from the archive.')
     return data

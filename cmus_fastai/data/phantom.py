@@ -16,22 +16,22 @@ import multiprocessing
 import os
 import platform
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, combinations, cycle
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from fastprogress.fastprogress import progress_bar
 from PIL import Image
 from scipy import ndimage as ndi
 from skimage.measure import find_contours
+from threadpoolctl import threadpool_limits
 from .. import __version__
-from ..core import MODALITIES, digest, write_file
+from ..core import MODALITIES, digest, end_with_parent, temporary_folder, with_progress, write_file
 
 # %% ../../nbs/data/00_phantom.ipynb #c010
 DISEASES = ('IgAN', 'MN', 'LN')
@@ -164,13 +164,21 @@ def _grid(size):
     return np.meshgrid(centres, centres)
 
 # %% ../../nbs/data/00_phantom.ipynb #c030
-def _noise(rng, size, scale):
-    "A smooth random field, mean 0, standard deviation about 1, with features `scale` px wide."
+@lru_cache
+def _cubic_weights(size, scale):
+    "Weights [size,n] of bicubic interpolation from a lattice of n points, for noise of standard deviation 1."
     span = 224 / scale
     n = int(np.ceil(span)) + 3
-    lattice = Image.fromarray(rng.standard_normal((n, n)).astype(np.float32))
-    box = (1, 1, 1 + span, 1 + span)
-    return np.asarray(lattice.resize((size, size), Image.BICUBIC, box=box)) / 0.72
+    points = Image.fromarray(np.eye(n, dtype=np.float32))
+    weights = points.resize((n, size), Image.BICUBIC, box=(0, 1, n, 1 + span))
+    return np.asarray(weights) / np.float32(0.72**0.5)
+
+def _noise(rng, size, scale):
+    "A smooth random field, mean 0, standard deviation about 1, with features `scale` px wide."
+    weights = _cubic_weights(size, scale)
+    n = weights.shape[1]
+    lattice = rng.standard_normal((n, n)).astype(np.float32)
+    return weights @ lattice @ weights.T
 
 # %% ../../nbs/data/00_phantom.ipynb #c031
 def _grain(rng, size, strength):
@@ -191,6 +199,10 @@ def _blur(image, sigma):
     return ndi.gaussian_filter(np.asarray(image, np.float32), sigma * len(image) / 224, truncate=3)
 
 # %% ../../nbs/data/00_phantom.ipynb #c033
+def _length(x, y):
+    "Length of vectors; several times as fast as `numpy.hypot`, which guards against numbers near overflow."
+    return np.sqrt(x * x + y * y)
+
 def _coverage(field):
     "1 inside a field, 0 outside, with a soft edge one pixel wide."
     return np.clip(field + 0.5, 0, 1)
@@ -224,7 +236,7 @@ def _ellipse(scene, centre, radius, rng, wobble=0.0, flatness=0.4):
     cos, sin = math.cos(angle), math.sin(angle)
     along = (cos * dx + sin * dy) * (1 / stretch)
     across = (cos * dy - sin * dx) * stretch**0.5
-    return float(radius) - np.hypot(along, across) + wobble
+    return float(radius) - _length(along, across) + wobble
 
 # %% ../../nbs/data/00_phantom.ipynb #c038
 def _scatter(rng, allowed, n, distance, tries=80):
@@ -314,7 +326,7 @@ def _match_histogram(image, modality, style, channel=0, usual=None):
     matched = np.interp(rank, _RANKS, _patient_intensities(usual, style, channel))
     drawn = np.linspace(low, high, 65536).clip(0.05, 1)
     share = _MATCHED[modality]
-    value = (share * matched + (1 - share) * drawn) ** style.gamma[channel]
+    value = (share * matched + (1 - share) * drawn).astype(np.float32) ** style.gamma[channel]
     darkest, brightest = style.intensities
     return (255 * (darkest + value * (brightest - darkest)) + 0.5).astype(np.uint8)[level]
 
@@ -352,8 +364,8 @@ def _lobules(rng, x, y, n, first_angle, radius):
         values.astype(np.float32)[:, None, None] for values in (np.cos(angle), np.sin(angle), length, width)
     ]
     along = np.clip(x * dx + y * dy, 0, length * 1.2)
-    stalk = np.hypot(x - along * dx, y - along * dy).min(0)
-    return width - np.hypot(x - length * dx, y - length * dy), stalk
+    stalk = _length(x - along * dx, y - along * dy).min(0)
+    return width - _length(x - length * dx, y - length * dy), stalk
 
 # %% ../../nbs/data/00_phantom.ipynb #c050
 def _loop_seeds(rng, size, spacing, margin):
@@ -400,12 +412,12 @@ def _glomerulus(rng, size, mag, spacing=23.0):
     n = rng.integers(5, 8)
     angle = rng.uniform(0, 2 * np.pi)
     warped_x, warped_y = _warped_grid(rng, size, (4, 24), (1.5, 10))
-    dx, dy = X - centre[1], Y - centre[0]
+    dx, dy = X - float(centre[1]), Y - float(centre[0])
     oval = 1 + 0.05 * np.cos(2 * np.arctan2(dy, dx) + angle)
-    capsule = radius * oval - np.hypot(dx, dy) + 5 * _noise(rng, size, 60)
+    capsule = radius * oval - _length(dx, dy) + 5 * _noise(rng, size, 60)
     x, y = warped_x - float(centre[1]), warped_y - float(centre[0])
     lobules, stalk = _lobules(rng, x, y, n, angle, radius)
-    middle = radius * 0.34 - np.hypot(x, y)
+    middle = radius * 0.34 - _length(x, y)
     tuft = np.minimum(_smooth_union([*lobules, middle], 3.0), capsule - 4)
     loop, border, n_loops = _capillary_loops(rng, size, tuft, spacing * mag)
     return _Glomerulus(
@@ -541,7 +553,7 @@ def _nuclei_field(rng, size, points, radius):
         dx = ((np.arange(left, right) + 0.5) / scale - point[1])[None]
         along = (np.cos(angle) * dx + np.sin(angle) * dy) / stretch
         across = (np.cos(angle) * dy - np.sin(angle) * dx) * stretch**0.5
-        ellipse = radius * rng.uniform(0.85, 1.15) - np.hypot(along, across)
+        ellipse = radius * rng.uniform(0.85, 1.15) - _length(along, across)
         window = field[top:bottom, left:right]
         window[:] = np.maximum(window, ellipse)
     return field
@@ -768,28 +780,48 @@ def _nearest_point(points, shape):
     return number[row, column]
 
 # %% ../../nbs/data/00_phantom.ipynb #c086
+class _Wall(NamedTuple):
+    "A wall, and functions of the arc length on it; each pixel has the value of the nearest point."
+
+    points: np.ndarray  # Arc length of the points along the wall, in px of an image 224 px wide
+    nearest: np.ndarray  # Number of the nearest point, for each pixel
+
+    @property
+    def s(self):
+        "Arc length of the nearest point, for each pixel."
+        return self.points[self.nearest]
+
+    @property
+    def length(self):
+        "The largest arc length of any pixel."
+        return self.s.max()
+
+# %% ../../nbs/data/00_phantom.ipynb #c087
 def _wall_coordinates(field):
-    "Signed distance d to the edge of a field, and arc length s along it, both in px of an image 224 px wide."
+    "Signed distance d to the edge of a field, in px of an image 224 px wide, and the wall along the edge."
     scale = len(field) / 224
     lines = find_contours(field, 0.0)
     if not lines:
-        return np.where(field > 0, 99.0, -99.0).astype(np.float32), np.zeros_like(field)
+        everywhere = np.where(field > 0, 99.0, -99.0).astype(np.float32)
+        return everywhere, _Wall(np.zeros(1, np.float32), np.zeros(field.shape, int))
     points = np.concatenate(lines)
     arc = _arc_lengths(lines, 50 * scale) / scale
     nearest = _nearest_point(points, field.shape)
-    row, column = np.mgrid[: len(field), : len(field)]
-    distance = np.hypot(row - points[nearest, 0], column - points[nearest, 1]) / scale * np.sign(field)
-    return ndi.gaussian_filter(distance.astype(np.float32), 0.7 * scale), arc[nearest].astype(np.float32)
-
-# %% ../../nbs/data/00_phantom.ipynb #c087
-def _noise_along(rng, s, scale, blur=0.0):
-    "A smooth random function of the arc length, mean 0, with features `scale` px long."
-    n = int(s.max() / scale) + 4
-    values = ndi.gaussian_filter1d(np.repeat(rng.standard_normal(n), 4), 2.0) * 1.4
-    noise = np.interp(s / scale, np.arange(n * 4) / 4, values).astype(np.float32)
-    return _blur(noise, blur) if blur else noise
+    row, column = np.ogrid[: len(field), : len(field)]
+    distance = _length(row - points[nearest, 0], column - points[nearest, 1]) / scale * np.sign(field)
+    wall = _Wall(arc.astype(np.float32), nearest)
+    return ndi.gaussian_filter(distance.astype(np.float32), 0.7 * scale), wall
 
 # %% ../../nbs/data/00_phantom.ipynb #c088
+def _noise_along(rng, wall, scale, blur=0.0):
+    "A smooth random function of the arc length, mean 0, with features `scale` px long."
+    n = int(wall.length / scale) + 4
+    values = ndi.gaussian_filter1d(np.repeat(rng.standard_normal(n), 4), 2.0) * 1.4
+    at_points = np.interp(wall.points / scale, np.arange(n * 4) / 4, values).astype(np.float32)
+    noise = at_points[wall.nearest]
+    return _blur(noise, blur) if blur else noise
+
+# %% ../../nbs/data/00_phantom.ipynb #c089
 class _Beads(NamedTuple):
     "Points along a wall, about equally spaced."
 
@@ -797,13 +829,14 @@ class _Beads(NamedTuple):
     number: np.ndarray  # Number of that point
     n: int  # Number of points
 
-def _beads(rng, s, spacing, jitter=0.25):
-    n = int(s.max() / spacing) + 2
+def _beads(rng, wall, spacing, jitter=0.25):
+    n = int(wall.length / spacing) + 2
     centres = (np.arange(n) + 0.5 + jitter * rng.uniform(-1, 1, n)) * spacing
-    number = np.searchsorted((centres[1:] + centres[:-1]) / 2, s)
-    return _Beads((s - centres[number]).astype(np.float32), number, n)
+    number = np.searchsorted((centres[1:] + centres[:-1]) / 2, wall.points).clip(max=n - 1)
+    offset = (wall.points - centres[number]).astype(np.float32)
+    return _Beads(offset[wall.nearest], number[wall.nearest], n)
 
-# %% ../../nbs/data/00_phantom.ipynb #c089
+# %% ../../nbs/data/00_phantom.ipynb #c090
 @dataclass
 class _Scene:
     "What the layers of an electron micrograph share."
@@ -814,20 +847,20 @@ class _Scene:
     texture: np.ndarray  # Noise with features of 4.5 px
     fine: np.ndarray  # Noise with features of 2.6 px
 
-# %% ../../nbs/data/00_phantom.ipynb #c090
+# %% ../../nbs/data/00_phantom.ipynb #c091
 @dataclass
 class _Capillary(_Scene):
     "Capillary loops around a mesangial stalk."
 
     mag: float  # Magnification
     d: np.ndarray  # Distance to the wall, positive inside
-    s: np.ndarray  # Arc length along the wall
+    wall: _Wall  # The wall of the loops
     mesangium: np.ndarray  # Field, positive inside the mesangium
     centre: np.ndarray  # Of the mesangium, (y, x)
     gbm: float  # Thickness of the GBM in px
     rough: np.ndarray  # Noise with features of 11 px
 
-# %% ../../nbs/data/00_phantom.ipynb #c091
+# %% ../../nbs/data/00_phantom.ipynb #c092
 def _loop_circles(rng, centre, mag):
     "Centre and radius of the mesangium and of two or three capillary loops around it."
     first = rng.uniform(0, 2 * np.pi)
@@ -841,20 +874,21 @@ def _loop_circles(rng, centre, mag):
         circles.append((centre + distance * np.array([np.sin(angle), np.cos(angle)]), radius))
     return circles
 
-# %% ../../nbs/data/00_phantom.ipynb #c092
+# %% ../../nbs/data/00_phantom.ipynb #c093
 def _capillary(rng, size, mag):
     "Draw two or three capillary loops around a mesangial stalk."
     x, y = _warped_grid(rng, size, (6, 50), (1.8, 17))
     centre = 112 + rng.uniform(-20, 20, 2)
     circles = _loop_circles(rng, centre, mag)
-    d, s = _wall_coordinates(_smooth_union([radius - np.hypot(x - c[1], y - c[0]) for c, radius in circles]))
-    stalk = rng.uniform(31, 37) * mag - np.hypot(x - centre[1], y - centre[0])
+    from_centres = [radius - _length(x - float(c[1]), y - float(c[0])) for c, radius in circles]
+    d, wall = _wall_coordinates(_smooth_union(from_centres))
+    stalk = rng.uniform(31, 37) * mag - _length(x - float(centre[1]), y - float(centre[0]))
     mesangium = stalk + 4 * _noise(rng, size, 22)
     gbm = rng.uniform(8.5, 11) * mag
     texture, fine, rough = [_noise(rng, size, scale) for scale in (4.5, 2.6, 11)]
-    return _Capillary(size, *_grid(size), texture, fine, mag, d, s, mesangium, centre, gbm, rough)
+    return _Capillary(size, *_grid(size), texture, fine, mag, d, wall, mesangium, centre, gbm, rough)
 
-# %% ../../nbs/data/00_phantom.ipynb #c095
+# %% ../../nbs/data/00_phantom.ipynb #c096
 def _mesangial_deposits(rng, scene, n, radius):
     "Field of n deposits in the mesangium, two thirds of them beneath the paramesangial GBM."
     field = np.full_like(scene.d, -9)
@@ -869,14 +903,14 @@ def _mesangial_deposits(rng, scene, n, radius):
             field = np.maximum(field, _ellipse(scene, centre, r, rng, wobble, 0.5))
     return np.minimum(field, scene.d - 0.8 * scene.gbm)
 
-# %% ../../nbs/data/00_phantom.ipynb #c096
+# %% ../../nbs/data/00_phantom.ipynb #c097
 def _subendothelial_thickness(rng, scene, amount):
     "Thickness in px of the deposit between GBM and endothelium, along the wall."
-    thickness = 10 * _noise_along(rng, scene.s, 26 * scene.mag, 1.5) + 8 * amount
+    thickness = 10 * _noise_along(rng, scene.wall, 26 * scene.mag, 1.5) + 8 * amount
     outside_mesangium = np.clip((-scene.mesangium - 2) / 8, 0, 1)
     return np.clip(thickness, 0, 15 * amount) * scene.mag * outside_mesangium
 
-# %% ../../nbs/data/00_phantom.ipynb #c098
+# %% ../../nbs/data/00_phantom.ipynb #c099
 class _StageShape(NamedTuple):
     "Deposits of one stage of MN, in px."
 
@@ -892,7 +926,7 @@ _STAGE_SHAPES = {
     'IV': _StageShape(17, 6.4, 5.2, -1.0),
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c099
+# %% ../../nbs/data/00_phantom.ipynb #c100
 class _OuterWall(NamedTuple):
     "The outer side of the wall in MN."
 
@@ -900,15 +934,15 @@ class _OuterWall(NamedTuple):
     gbm: np.ndarray  # Distance to the outer side of the GBM, with its spikes
     bump: np.ndarray  # How far the GBM reaches outwards, in px
 
-# %% ../../nbs/data/00_phantom.ipynb #c100
+# %% ../../nbs/data/00_phantom.ipynb #c101
 def _outer_wall(rng, scene, stage, share):
     "Subepithelial deposits of one stage at a share of their places, and the reaction of the GBM."
     mag, d = scene.mag, scene.d
     spacing, half_length, half_height, depth = np.array(_STAGE_SHAPES[stage]) * mag
-    beads = _beads(rng, scene.s, spacing)
+    beads = _beads(rng, scene.wall, spacing)
     length = rng.uniform(0.8, 1.2, beads.n)[beads.number]
     present = (rng.random(beads.n) < share)[beads.number]
-    radius = np.hypot(beads.offset / (half_length * length), (d - depth) / (half_height * length))
+    radius = _length(beads.offset / (half_length * length), (d - depth) / (half_height * length))
     deposits = np.where(present, (1 - radius + 0.09 * scene.rough) * half_height, -9)
     between = np.abs(beads.offset) / spacing * 2  # 0 at a deposit, 1 in the middle between two
     if stage == 'I':
@@ -920,10 +954,10 @@ def _outer_wall(rng, scene, stage, share):
     if stage == 'III':
         enclosing = d + 8.5 * mag + 0.8 * mag * np.cos(between * np.pi)
         return _OuterWall(deposits, enclosing, np.full_like(d, 8.5 * mag))
-    thick = (8 + 3.2 * _noise_along(rng, scene.s, 20, 1.0)) * mag
+    thick = (8 + 3.2 * _noise_along(rng, scene.wall, 20, 1.0)) * mag
     return _OuterWall(deposits, d + thick, thick)
 
-# %% ../../nbs/data/00_phantom.ipynb #c102
+# %% ../../nbs/data/00_phantom.ipynb #c103
 class _TEMPlan(NamedTuple):
     "The deposits of one TEM appearance."
 
@@ -934,7 +968,7 @@ class _TEMPlan(NamedTuple):
     grey: float = 0.26  # Intensity of the deposits
     inclusions: bool = False  # The endothelium holds tubuloreticular inclusions
 
-# %% ../../nbs/data/00_phantom.ipynb #c103
+# %% ../../nbs/data/00_phantom.ipynb #c104
 _TEM_PLANS = {
     '': _TEMPlan(),  # a normal capillary
     'IgAN': _TEMPlan(mesangial=(9, 10.5)),
@@ -948,7 +982,7 @@ _TEM_PLANS = {
     'IgAN/MN': _TEMPlan(mesangial=(4, 8), subepithelial=('I', 0.5)),
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c104
+# %% ../../nbs/data/00_phantom.ipynb #c105
 @dataclass
 class _Lesions:
     "The changes that one appearance makes to a capillary."
@@ -961,11 +995,11 @@ class _Lesions:
     effacement: np.ndarray  # 0 for separate foot processes, 1 for fused ones
     grey: float  # Intensity of the deposits
 
-# %% ../../nbs/data/00_phantom.ipynb #c105
+# %% ../../nbs/data/00_phantom.ipynb #c106
 def _lesions(rng, scene, plan):
     "Draw the deposits of a plan."
     nothing, flat = np.full_like(scene.d, -9.0), 0 * scene.d
-    effacement = np.clip(_noise_along(rng, scene.s, 30) - 1, 0, 1)
+    effacement = np.clip(_noise_along(rng, scene.wall, 30) - 1, 0, 1)
     lesions = _Lesions(nothing, nothing, flat, scene.d, flat, effacement, plan.grey)
     if plan.mesangial:
         lesions.deposits = _mesangial_deposits(rng, scene, *plan.mesangial)
@@ -981,7 +1015,7 @@ def _lesions(rng, scene, plan):
             lesions.deposits = np.maximum(lesions.deposits, outer)
     return lesions
 
-# %% ../../nbs/data/00_phantom.ipynb #c107
+# %% ../../nbs/data/00_phantom.ipynb #c108
 def _paint_nucleus(image, scene, field, base=0.57):
     "Paint a nucleus: pale, with chromatin in clumps and along its edge."
     chromatin = 0.12 * np.clip(1.3 * scene.texture, -1, 1)
@@ -989,15 +1023,15 @@ def _paint_nucleus(image, scene, field, base=0.57):
     value = base + chromatin + 0.02 * scene.fine - rim - 0.08 * _outline(field)
     return _paint(image, field, value)
 
-# %% ../../nbs/data/00_phantom.ipynb #c108
+# %% ../../nbs/data/00_phantom.ipynb #c109
 def _paint_outside(image, scene, lesions, rng):
     "Paint the urinary space, and branches and bodies of podocytes."
     mag, size = scene.mag, scene.size
     outside = -scene.d - lesions.bump
     image += 0.93 + 0.015 * scene.fine
     _paint(image, np.minimum(4 * _noise(rng, size, 5) - 6.5, outside - 9 * mag), 0.60)
-    width = (8 * _noise_along(rng, scene.s, 26, 1.0) + 2.5) * mag
-    height = (18 + 5 * _noise_along(rng, scene.s, 40)) * mag
+    width = (8 * _noise_along(rng, scene.wall, 26, 1.0) + 2.5) * mag
+    height = (18 + 5 * _noise_along(rng, scene.wall, 40)) * mag
     branches = width - np.abs(outside - height)
     bodies = np.minimum(16 * _noise(rng, size, 48) - 4 + scene.texture, outside - 24 * mag)
     cells = np.maximum(branches, bodies) + 1.5 * _noise(rng, size, 8)
@@ -1009,16 +1043,16 @@ def _paint_outside(image, scene, lesions, rng):
         nucleus = _ellipse(scene, centre, 17 * mag, rng, scene.rough)
         _paint_nucleus(image, scene, np.minimum(nucleus, bodies - 3))
 
-# %% ../../nbs/data/00_phantom.ipynb #c109
+# %% ../../nbs/data/00_phantom.ipynb #c110
 def _paint_foot_processes(image, scene, lesions, rng):
     "Paint the foot processes with the slits between them; effaced, they fuse to a band."
     mag, outside = scene.mag, -scene.d - lesions.bump
     fused = np.clip(lesions.effacement, 0, 1)
-    feet = _beads(rng, scene.s, rng.uniform(8.5, 10.5) * mag, 0.22)
+    feet = _beads(rng, scene.wall, rng.uniform(8.5, 10.5) * mag, 0.22)
     half = rng.uniform(4, 5, feet.n)[feet.number] * mag
     tall = np.where(rng.random(feet.n) < 0.18, 16, rng.uniform(6.5, 10, feet.n))[feet.number]
     height = tall * mag * (1 - fused) + 7 * mag * fused
-    lean = 0.3 * outside * _noise_along(rng, scene.s, 22)
+    lean = 0.3 * outside * _noise_along(rng, scene.wall, 22)
     across = np.abs(feet.offset + lean) / half  # 0 in the middle of a foot process, 1 at its edge
     top = height * np.sqrt(np.clip(1 - np.minimum(across, 1) ** 4 * (1 - fused), 0, 1))
     foot = np.minimum(top - outside, (0.68 + 0.7 * fused - across) * half)
@@ -1027,7 +1061,7 @@ def _paint_foot_processes(image, scene, lesions, rng):
     image -= 0.22 * _outline(foot, 0.9)
     _paint(image, 0.9 - np.abs(outside - 1.1), 0.52 - 0.10 * fused)
 
-# %% ../../nbs/data/00_phantom.ipynb #c110
+# %% ../../nbs/data/00_phantom.ipynb #c111
 def _paint_mesangium(image, scene, lesions, rng):
     "Paint the matrix, and the mesangial cell with its nucleus."
     size, texture, fine = scene.size, scene.texture, scene.fine
@@ -1042,7 +1076,7 @@ def _paint_mesangium(image, scene, lesions, rng):
     nucleus = _ellipse(scene, centre, radius, rng, 1.3 * scene.rough)
     _paint_nucleus(image, scene, np.minimum(nucleus, scene.d - scene.gbm - 4))
 
-# %% ../../nbs/data/00_phantom.ipynb #c111
+# %% ../../nbs/data/00_phantom.ipynb #c112
 def _paint_lumen(image, scene, lesions, rng):
     "Paint plasma and up to two red cells; return the field of the lumen."
     mag = scene.mag
@@ -1054,19 +1088,19 @@ def _paint_lumen(image, scene, lesions, rng):
         _paint(image, np.minimum(red_cell, lumen - 5 * mag), 0.17 + 0.01 * scene.fine)
     return lumen
 
-# %% ../../nbs/data/00_phantom.ipynb #c112
+# %% ../../nbs/data/00_phantom.ipynb #c113
 def _paint_endothelium(image, scene, lumen, rng):
     "Paint the endothelium, with fenestrae where it is thin."
-    mag, s = scene.mag, scene.s
-    thickness = 2.1 + 0.6 * _noise_along(rng, s, 14)
-    thickness = (thickness + 12 * np.clip(_noise_along(rng, s, 34, 2.0) - 1.2, 0, 1)) * mag
-    fenestrae = np.abs(_beads(rng, s, 6.5 * mag, 0.3).offset) < 1.2 * mag
+    mag, wall = scene.mag, scene.wall
+    thickness = 2.1 + 0.6 * _noise_along(rng, wall, 14)
+    thickness = (thickness + 12 * np.clip(_noise_along(rng, wall, 34, 2.0) - 1.2, 0, 1)) * mag
+    fenestrae = np.abs(_beads(rng, wall, 6.5 * mag, 0.3).offset) < 1.2 * mag
     thin = np.clip(3.2 * mag - thickness, 0, 1) * (scene.mesangium < -8)
     endothelium = np.minimum(thickness - lumen, lumen + 0.7) - 1.7 * thin * fenestrae
     _paint(image, endothelium, 0.50 + 0.05 * scene.texture)
     image -= 0.12 * _outline(endothelium) * (lumen > -1)
 
-# %% ../../nbs/data/00_phantom.ipynb #c113
+# %% ../../nbs/data/00_phantom.ipynb #c114
 def _paint_wall(image, scene, lesions):
     "Paint the GBM, an even grey ribbon, and the deposits; return the mask of the deposits."
     d, gbm, texture, fine = scene.d, scene.gbm, scene.texture, scene.fine
@@ -1083,7 +1117,7 @@ def _paint_wall(image, scene, lesions):
     _paint(image, np.minimum(lesions.lucent - 2.4, 2 * texture - 0.8), 0.36)
     return np.maximum(deposits, lesions.lucent) > 0
 
-# %% ../../nbs/data/00_phantom.ipynb #c114
+# %% ../../nbs/data/00_phantom.ipynb #c115
 def _paint_inclusions(image, scene, lumen, rng):
     "Paint tubuloreticular inclusions in the endothelium, a sign of lupus."
     for centre in _scatter(rng, (lumen > 0) & (lumen < 7), 2, 60):
@@ -1091,7 +1125,7 @@ def _paint_inclusions(image, scene, lumen, rng):
         _paint(image, cell, 0.58)
         _paint(image, np.minimum(cell, 1.6 - np.abs(4 * _noise(rng, scene.size, 3.2))), 0.24)
 
-# %% ../../nbs/data/00_phantom.ipynb #c115
+# %% ../../nbs/data/00_phantom.ipynb #c116
 def _draw_capillary(rng, size, mag, appearance):
     "Image and lesion mask of a capillary; the appearance '' stands for a normal one."
     plan = _TEM_PLANS[appearance]
@@ -1108,12 +1142,12 @@ def _draw_capillary(rng, size, mag, appearance):
         _paint_inclusions(image, scene, lumen, rng)
     return image, mask
 
-# %% ../../nbs/data/00_phantom.ipynb #c120
+# %% ../../nbs/data/00_phantom.ipynb #c121
 def _scene(rng, size):
     "Coordinates and two textures."
     return _Scene(size, *_grid(size), _noise(rng, size, 4.5), _noise(rng, size, 2.6))
 
-# %% ../../nbs/data/00_phantom.ipynb #c121
+# %% ../../nbs/data/00_phantom.ipynb #c122
 def _draw_tubule(rng, size, mag):
     "Tubular epithelium: brush border, mitochondria, nuclei, basement membrane."
     angle = rng.uniform(0, 2 * np.pi)
@@ -1137,7 +1171,7 @@ def _draw_tubule(rng, size, mag):
     _paint(image, np.minimum(base, 9 * mag - base), 0.55 + 0.01 * fine)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c122
+# %% ../../nbs/data/00_phantom.ipynb #c123
 def _draw_podocyte(rng, size, mag):
     "The body of a podocyte: a large nucleus, organelles, urinary space."
     scene = _scene(rng, size)
@@ -1156,7 +1190,7 @@ def _draw_podocyte(rng, size, mag):
         _paint_nucleus(image, scene, np.minimum(nucleus, body - 8))
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c123
+# %% ../../nbs/data/00_phantom.ipynb #c124
 def _draw_red_cells(rng, size, mag):
     "A capillary full of red cells."
     scene = _scene(rng, size)
@@ -1167,7 +1201,7 @@ def _draw_red_cells(rng, size, mag):
         _paint(image, red_cell, 0.18 + 0.01 * scene.fine)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c124
+# %% ../../nbs/data/00_phantom.ipynb #c125
 def _draw_collagen(rng, size, mag):
     "Interstitium: bundles of collagen fibrils, cut lengthwise and across."
     X, Y = _grid(size)
@@ -1183,13 +1217,13 @@ def _draw_collagen(rng, size, mag):
     image -= 0.22 * _outline(cell)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c125
+# %% ../../nbs/data/00_phantom.ipynb #c126
 def _draw_out_of_focus(rng, size, mag):
     "A normal capillary out of focus."
     image, _ = _draw_capillary(rng, size, mag, '')
     return _blur(image, rng.uniform(4, 6))
 
-# %% ../../nbs/data/00_phantom.ipynb #c126
+# %% ../../nbs/data/00_phantom.ipynb #c127
 def _draw_knife_marks(rng, size, mag):
     "A normal capillary with knife marks and a fold of the section."
     image, _ = _draw_capillary(rng, size, mag, '')
@@ -1204,7 +1238,7 @@ def _draw_knife_marks(rng, size, mag):
     _paint(image, 2.5 - np.abs(fold - 9) + _noise(rng, size, 25) * 2, 0.97)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c127
+# %% ../../nbs/data/00_phantom.ipynb #c128
 def _draw_low_magnification(rng, size, mag):
     "Many small loops, at a magnification too low to show a deposit."
     glomerulus = _glomerulus(rng, size, 1.4, 26.0)
@@ -1220,7 +1254,7 @@ def _draw_low_magnification(rng, size, mag):
         _paint(image, _ellipse(scene, centre, 4, rng, 0.0, 0.8), 0.18)
     return image
 
-# %% ../../nbs/data/00_phantom.ipynb #c128
+# %% ../../nbs/data/00_phantom.ipynb #c129
 DISTRACTORS = {
     'tubule': _draw_tubule,
     'podocyte': _draw_podocyte,
@@ -1231,7 +1265,7 @@ DISTRACTORS = {
     'lowmag': _draw_low_magnification,
 }
 
-# %% ../../nbs/data/00_phantom.ipynb #c129
+# %% ../../nbs/data/00_phantom.ipynb #c130
 def draw_tem(
     appearance: str,  # One of `APPEARANCES['TEM']` or of `DISTRACTORS`
     rng: np.random.Generator | int | None = None,  # Source of randomness, or a seed
@@ -1251,7 +1285,7 @@ def draw_tem(
     image = _blur(image, style.blur) + 0.02 * _noise(rng, size, 90) + _grain(rng, size, style.grain)
     return _match_histogram(image, 'TEM', style), mask
 
-# %% ../../nbs/data/00_phantom.ipynb #c140
+# %% ../../nbs/data/00_phantom.ipynb #c141
 @dataclass
 class Biopsy:
     "One simulated case with its truth."
@@ -1267,7 +1301,7 @@ class Biopsy:
     informative: list[bool]  # Whether each TEM image shows the appearance
     styles: dict[str, Style] = field(default_factory=dict, repr=False)  # Style of each modality
 
-# %% ../../nbs/data/00_phantom.ipynb #c141
+# %% ../../nbs/data/00_phantom.ipynb #c142
 def _check_settings(size, informative, bag, missing):
     "Raise `ValueError` for settings that cannot be simulated."
     if not (isinstance(size, (int, np.integer)) and 64 <= size <= 2048):
@@ -1284,7 +1318,7 @@ def _check_settings(size, informative, bag, missing):
     if not 0 <= missing < 1:
         raise ValueError(f'missing={missing}: choose a probability from 0 up to, but not including, 1.')
 
-# %% ../../nbs/data/00_phantom.ipynb #c142
+# %% ../../nbs/data/00_phantom.ipynb #c143
 def check_diagnosis(disease, stage):
     "Raise `ValueError` for an unknown disease, or a stage that it does not have."
     if disease not in DISEASES:
@@ -1292,19 +1326,24 @@ def check_diagnosis(disease, stage):
     if stage is not None and (disease != 'MN' or stage not in STAGES):
         raise ValueError(f'stage={stage!r} with {disease}: only MN has stages, and they are {STAGES}.')
 
-# %% ../../nbs/data/00_phantom.ipynb #c143
+# %% ../../nbs/data/00_phantom.ipynb #c144
+@lru_cache
+def _state_probabilities(modality, difficulty):
+    "State → probabilities of the appearances of a modality."
+    return {state: row.to_numpy() for state, row in appearance_table(modality, difficulty).iterrows()}
+
 def _random_appearances(rng, state, difficulty, fixed):
     "Draw the appearance of each modality by its table; those in `fixed` are replaced."
     appearances = {}
     for modality in MODALITIES:
-        probabilities = appearance_table(modality, difficulty).loc[state].to_numpy()
+        probabilities = _state_probabilities(modality, difficulty)[state]
         appearances[modality] = str(rng.choice(APPEARANCES[modality], p=probabilities))
     for modality, appearance in fixed.items():
         check_modality(modality)
         _check_appearance(appearance, modality)
     return appearances | fixed
 
-# %% ../../nbs/data/00_phantom.ipynb #c144
+# %% ../../nbs/data/00_phantom.ipynb #c145
 def _random_modalities(rng, missing):
     "Draw which modalities a case has; one always remains."
     available = rng.random(3) >= missing
@@ -1312,7 +1351,7 @@ def _random_modalities(rng, missing):
         available[rng.integers(3)] = True
     return [modality for modality, here in zip(MODALITIES, available) if here]
 
-# %% ../../nbs/data/00_phantom.ipynb #c145
+# %% ../../nbs/data/00_phantom.ipynb #c146
 def _random_fields(rng, bag, informative, has_tem):
     "Draw what each TEM image shows; at least one shows a glomerulus."
     n = int(rng.integers(bag[0], bag[1] + 1))
@@ -1323,7 +1362,7 @@ def _random_fields(rng, bag, informative, has_tem):
         shows_lesion[rng.integers(n)] = True
     return ['glomerulus' if lesion else str(rng.choice(list(DISTRACTORS))) for lesion in shows_lesion]
 
-# %% ../../nbs/data/00_phantom.ipynb #c146
+# %% ../../nbs/data/00_phantom.ipynb #c147
 def _draw_images(rng, appearances, styles, fields, available, size):
     "Images and masks of a case, from its appearances alone: two dictionaries over the modalities."
     images, masks = dict(OM=None, IM=None), dict(OM=None, IM=None)
@@ -1336,7 +1375,7 @@ def _draw_images(rng, appearances, styles, fields, available, size):
     masks['TEM'] = [mask for _, mask in micrographs]
     return images, masks
 
-# %% ../../nbs/data/00_phantom.ipynb #c147
+# %% ../../nbs/data/00_phantom.ipynb #c148
 def simulate_biopsy(
     disease: str,  # 'IgAN', 'MN' or 'LN'
     stage: str | None = None,  # Stage of MN, 'I' to 'IV'; drawn at random if `None`
@@ -1370,10 +1409,10 @@ def simulate_biopsy(
         styles=styles,
     )
 
-# %% ../../nbs/data/00_phantom.ipynb #c153
+# %% ../../nbs/data/00_phantom.ipynb #c154
 _USUAL_BYTES = {'OM': 40000, 'IM': 30000, 'TEM': 34000}  # at 224 px; a JPEG of quality 92 has slightly fewer
 
-# %% ../../nbs/data/00_phantom.ipynb #c154
+# %% ../../nbs/data/00_phantom.ipynb #c155
 def _jpeg_comments(n_bytes):
     "JPEG comments that occupy `n_bytes` together, if that is 4 or more."
     comments = b''
@@ -1385,7 +1424,7 @@ def _jpeg_comments(n_bytes):
         n_bytes -= size
     return comments
 
-# %% ../../nbs/data/00_phantom.ipynb #c155
+# %% ../../nbs/data/00_phantom.ipynb #c156
 def _encode_jpeg(image, n_bytes):
     "A JPEG of `n_bytes`: of the highest quality that fits, padded with a comment."
     for quality in range(92, 8, -4):
@@ -1396,7 +1435,7 @@ def _encode_jpeg(image, n_bytes):
             break
     return data[:2] + _jpeg_comments(max(n_bytes - len(data), 4)) + data[2:]
 
-# %% ../../nbs/data/00_phantom.ipynb #c156
+# %% ../../nbs/data/00_phantom.ipynb #c157
 class _Picture(NamedTuple):
     "One image of a biopsy, to be written."
 
@@ -1407,7 +1446,7 @@ class _Picture(NamedTuple):
     informative: bool
     field: str
 
-# %% ../../nbs/data/00_phantom.ipynb #c157
+# %% ../../nbs/data/00_phantom.ipynb #c158
 def _pictures(biopsy, patient):
     "All images of a biopsy."
     name = f'{biopsy.label}_{patient}'
@@ -1422,7 +1461,7 @@ def _pictures(biopsy, patient):
         pictures.append(_Picture('TEM', f'TEM_{name}_{number:02d}', *micrograph))
     return pictures
 
-# %% ../../nbs/data/00_phantom.ipynb #c158
+# %% ../../nbs/data/00_phantom.ipynb #c159
 def _write_picture(root, patient, biopsy, picture):
     "Write an image and its mask; return their row of the manifest."
     size, modality = len(picture.image), picture.modality
@@ -1443,7 +1482,7 @@ def _write_picture(root, patient, biopsy, picture):
         mask=mask_path,
     )
 
-# %% ../../nbs/data/00_phantom.ipynb #c160
+# %% ../../nbs/data/00_phantom.ipynb #c161
 class _Case(NamedTuple):
     "One patient to simulate."
 
@@ -1451,14 +1490,14 @@ class _Case(NamedTuple):
     label: str
     stage: str
 
-# %% ../../nbs/data/00_phantom.ipynb #c161
+# %% ../../nbs/data/00_phantom.ipynb #c162
 def _cases(n, seed):
     "The diagnoses of n patients in random order."
     labels = np.random.default_rng([seed, n]).permutation(np.resize(DISEASES, n))
     stages = cycle(STAGES)
     return [_Case(i, str(label), next(stages) if label == 'MN' else '') for i, label in enumerate(labels)]
 
-# %% ../../nbs/data/00_phantom.ipynb #c162
+# %% ../../nbs/data/00_phantom.ipynb #c163
 def _write_patient(case, root, seed, settings):
     "Simulate a patient and write its files; return its rows of the manifest."
     patient = f'P{case.number:03d}'
@@ -1467,27 +1506,34 @@ def _write_patient(case, root, seed, settings):
     (root / case.label / patient).mkdir(parents=True)
     return [_write_picture(root, patient, biopsy, picture) for picture in _pictures(biopsy, patient)]
 
-# %% ../../nbs/data/00_phantom.ipynb #c163
-def map_in_processes(function, items, n_workers, progress):
-    "Results of a function for all items, in order, computed by several processes."
-    def show_progress(results):
-        return progress_bar(results, total=len(items)) if progress else results
+# %% ../../nbs/data/00_phantom.ipynb #c164
+def _prepare_worker():
+    "One thread for each worker, which ends with its parent."
+    threadpool_limits(1)
+    end_with_parent()
 
+def map_in_processes(function, items, n_workers, progress, meanwhile=None):
+    "Results of a function for all items, in order, from several processes; this one calls `meanwhile`."
+    meanwhile = meanwhile or (lambda: None)
     if n_workers <= 1:
-        return [function(item) for item in show_progress(items)]
+        meanwhile()
+        return [function(item) for item in with_progress(items, wanted=progress)]
     method = 'fork' if platform.system() == 'Linux' else 'spawn'
-    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context(method)) as pool:
-        return list(show_progress(pool.map(function, items)))
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(n_workers, context, initializer=_prepare_worker) as pool:
+        results = pool.map(function, items)
+        meanwhile()
+        return list(with_progress(results, len(items), progress))
 
 def n_cores():
     "Number of processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-# %% ../../nbs/data/00_phantom.ipynb #c165
+# %% ../../nbs/data/00_phantom.ipynb #c166
 _MANIFEST = 'manifest.csv'
 _MARKER = 'phantom.json'
 
-# %% ../../nbs/data/00_phantom.ipynb #c166
+# %% ../../nbs/data/00_phantom.ipynb #c167
 def write_manifest(root, table, seed, settings, written_by='cmus_fastai.data.phantom.make_phantom'):
     "Write the manifest, and the marker that belongs to it."
     table.to_csv(root / _MANIFEST, index=False)
@@ -1501,7 +1547,7 @@ def write_manifest(root, table, seed, settings, written_by='cmus_fastai.data.pha
     )
     write_file(root / _MARKER, json.dumps(record, indent=1, default=str) + '\n')
 
-# %% ../../nbs/data/00_phantom.ipynb #c167
+# %% ../../nbs/data/00_phantom.ipynb #c168
 def _check_earlier_phantom(path):
     "Raise `FileExistsError` if a folder is not a phantom, or holds anything else."
     marker, manifest = path / _MARKER, path / _MANIFEST
@@ -1521,7 +1567,7 @@ def _check_earlier_phantom(path):
             'It is left as it is. Move them away, or choose another folder.'
         )
 
-# %% ../../nbs/data/00_phantom.ipynb #c168
+# %% ../../nbs/data/00_phantom.ipynb #c169
 def _check_target(path, overwrite):
     "Raise an error unless a folder is free, or is an earlier phantom that may be replaced."
     if path.exists() and not path.is_dir():
@@ -1534,14 +1580,14 @@ def _check_target(path, overwrite):
         )
     _check_earlier_phantom(path)
 
-# %% ../../nbs/data/00_phantom.ipynb #c169
+# %% ../../nbs/data/00_phantom.ipynb #c170
 @contextmanager
 def target_folder(path, overwrite):
     "Yield a temporary folder that takes the place of `path` if the block ends well, and disappears if not."
     _check_target(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{path.name}-', dir=path.parent) as holder:
-        new, earlier = Path(holder) / 'new', Path(holder) / 'earlier'
+    with temporary_folder(path) as holder:
+        new, earlier = holder / 'new', holder / 'earlier'
         new.mkdir()
         yield new
         _check_target(path, overwrite)  # again, because files may have been added meanwhile
@@ -1554,7 +1600,7 @@ def target_folder(path, overwrite):
                 os.replace(earlier, path)
             raise
 
-# %% ../../nbs/data/00_phantom.ipynb #c170
+# %% ../../nbs/data/00_phantom.ipynb #c171
 def make_phantom(
     path: str | Path,  # Folder to make; must not exist or be empty, unless `overwrite`
     n_patients: int = 150,  # Number of patients, as even over the three diseases as possible
@@ -1567,6 +1613,7 @@ def make_phantom(
     n_workers: int | None = None,  # Number of processes; all cores if `None`
     overwrite: bool = False,  # Replace an earlier phantom in this folder
     progress: bool = True,  # Show a progress bar
+    meanwhile: Callable | None = None,  # Called once the other processes are at work, e.g. to import modules
 ) -> pd.DataFrame:  # The manifest, one row per image
     "Write a cohort of simulated biopsies as `<class>/<patient>/` folders, with masks and a manifest."
     _check_settings(size, informative, bag, missing)
@@ -1576,7 +1623,8 @@ def make_phantom(
     with target_folder(Path(path).expanduser().resolve(), overwrite) as root:
         (root / 'masks').mkdir()
         write = partial(_write_patient, root=root, seed=seed, settings=settings)
-        rows = map_in_processes(write, _cases(n_patients, seed), n_workers or n_cores(), progress)
+        rows = map_in_processes(write, _cases(n_patients, seed), n_workers or n_cores(), progress,
+                                meanwhile)
         table = pd.DataFrame(list(chain.from_iterable(rows)))
         write_manifest(root, table, seed, settings)
     return table
