@@ -38,7 +38,8 @@ from .report import describe_patients, render_page, settings_table, svg_figure
 from ..training.config import ComputeConfig, TrainConfig
 from ..training.distributed import run_folds
 from ..training.features import FeatureCache, image_digests
-from ..training.fit import CohortOutputs, new_cache, predict_outputs, train_model
+from ..training.fit import CohortOutputs, held_out_outputs, new_cache
+from ..training.fit import predict_outputs, train_model
 from ..training.predictions import classes_of, read_prediction_table
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c010
@@ -309,18 +310,17 @@ def train_fold(
     seed = self.seed + fold.repeat
     checkpoint = self.folder / 'checkpoints' / fold.name
     training = self.cohort.subset(fold.train, f'fold {fold.fold}')
-    train, valid = training.split(self.config.valid, seed)
     quiet = replace(self.compute, progress=False)
-    learn = train_model(self.config, train, valid, seed, self.cache, quiet, checkpoint)
-    sides = dict(test=self.cohort.subset(fold.test), valid=valid)
-    tables = {side: _join_outputs(predict_outputs(learn, patients)) for side, patients in sides.items()}
+    learn = train_model(self.config, training, None, seed, self.cache, quiet, checkpoint)
+    on_test = predict_outputs(learn, self.cohort.subset(fold.test))
+    tables = dict(test=_join_outputs(on_test), valid=_join_outputs(held_out_outputs(learn)))
     info = dict(
         repeat=fold.repeat,
         fold=fold.fold,
         epoch=learn.best_epoch.kept_epoch,
         seconds=round(time.time() - start, 1),
-        training=len(train),
-        validation=len(valid),
+        training=len(learn.dls.cohorts[0]),
+        validation=len(tables['valid']),
         test=len(fold.test),
     )
     _write_part(self.part(fold), tables, learn.best_epoch.history, info)

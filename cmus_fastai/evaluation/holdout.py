@@ -31,7 +31,7 @@ from ..training.artifact import save_model
 from ..training.config import ComputeConfig, TrainConfig
 from ..training.features import FeatureCases
 from ..training.fit import CohortOutputs, config_settings, network_options, new_cache
-from ..training.fit import predict_outputs, train_model
+from ..training.fit import held_out_outputs, predict_outputs, train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
@@ -166,8 +166,8 @@ def run_holdout(
         learners = learners or [learn]
         outputs.append(predict_outputs(learn, test))
     learn = learners[0]
-    valid = predict_outputs(learn, learn.dls.cohorts[1])
-    decision = make_decision(valid.fusion, valid.branches)
+    held_out = held_out_outputs(learn)
+    decision = make_decision(held_out.fusion, held_out.branches)
     profile = training_profile(learn, train, cache)
     return HoldoutResult(learn, outputs, baseline, decision, profile, time.time() - start)
 
@@ -321,11 +321,17 @@ def settings(
     named = {name: value for name, value in asdict(config).items() if value not in ({}, None)}
     return dict(
         encoders=encoders, **named, seed=experiment.seed,
-        validation=f'{config.valid:.0%} of the training patients',
+        validation=_validation(config),
         cmus_fastai=__version__, torch=torch.__version__, python=platform.python_version(),
         minutes=round(experiment.result.seconds/60, 1))
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c033
+def _validation(config):
+    "Which patients chose the epoch and calibrated."
+    if config.n_members == 1:
+        return f'{config.valid:.0%} of the training patients'
+    return f'each training patient by the one of {config.n_members} heads that has not seen it'
+
 def _write_page(path, experiment):
     "Write the report of an experiment."
     result, cohorts = experiment.result, experiment.cohorts

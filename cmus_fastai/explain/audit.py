@@ -975,6 +975,11 @@ def _cohort_of(learn):
             "A CasePredictor has no patients. Say on which cohort to audit it: "
             "one that the model was not trained on."
         )
+    if learn.held_out is not None:
+        raise ValueError(
+            "Every training patient has taught some of the joined heads. Say on which cohort to audit them: "
+            "one that they were not trained on."
+        )
     return learn.dls.cohorts[1]
 
 # %% ../../nbs/explain/01_audit.ipynb #c111

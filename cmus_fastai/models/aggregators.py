@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['aggregators', 'masked_softmax', 'Weighing', 'Aggregator', 'MeanPool', 'MaxPool', 'RandomPool', 'SMILPool',
            'AttentionPool', 'GatedPool', 'EntmaxPool', 'DSMIL', 'CLAM', 'SelfAttention', 'TransMIL', 'TopKPool',
-           'make_aggregator', 'BagClassifier']
+           'JoinedPool', 'make_aggregator', 'BagClassifier']
 
 # %% ../../nbs/models/03_aggregators.ipynb #c006
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -380,6 +380,30 @@ class TopKPool(Aggregator):
         weights = chosen / n.clamp(1, self.k)
         bag_logits = _weighted_sum(weights, logits)
         return Weighing(weights, loss=lambda labels: F.cross_entropy(bag_logits, labels, reduction='none'))
+
+# %% ../../nbs/models/03_aggregators.ipynb #aca639cb
+class JoinedPool(nn.Module):
+    "Several aggregators, each on its own share of the channels."
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],  # Aggregators of C channels each
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(
+        self,
+        feats: Tensor,  # The channels of all M members one after another, [B,N,M*C,h,w]
+        mask: Tensor,  # True where the instance is real, bool [B,N]
+    ) -> tuple:  # Bag map [B,M*C,h,w]; weights [B,N], the mean of the members; aux if there is one
+        "Pool each bag once for each member."
+        shares = feats.chunk(len(self.members), 2)
+        bags, weights, *losses = zip(*(member(x, mask) for member, x in zip(self.members, shares)))
+        pooled = torch.cat(bags, 1), torch.stack(weights).mean(0)
+        if not losses:
+            return pooled
+        return *pooled, lambda labels: torch.stack([loss(labels) for loss in losses[0]]).mean(0)
 
 # %% ../../nbs/models/03_aggregators.ipynb #c058
 aggregators = dict(

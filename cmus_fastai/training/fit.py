@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['nll_metric', 'BestEpoch', 'new_cache', 'averages_suffice', 'network_options', 'config_settings', 'config_dataloaders',
-           'config_learner', 'train_model', 'training_identity', 'CohortOutputs', 'predict_outputs', 'image_weights']
+           'config_learner', 'train_model', 'held_out_outputs', 'training_identity', 'CohortOutputs', 'join_outputs',
+           'predict_outputs', 'image_weights']
 
-# %% ../../nbs/training/10_fit.ipynb #c007
+# %% ../../nbs/training/10_fit.ipynb #11ece469
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -21,6 +22,7 @@ from .. import __version__
 from ..core import MODALITIES, digest, shows_progress
 from ..data.bag import cohort_settings
 from ..data.cohort import Cohort
+from ..models.cmusnet import join_heads
 from .balance import make_loss
 from .checkpoint import Checkpoint
 from .config import ComputeConfig, TrainConfig
@@ -40,16 +42,17 @@ def nll_metric() -> CaseMean:
         return -true_class.clamp(min=1e-7).log(), torch.ones_like(true_class)
     return CaseMean('nll', values)
 
-# %% ../../nbs/training/10_fit.ipynb #c012
+# %% ../../nbs/training/10_fit.ipynb #b9349f2d
 class BestEpoch(TrackerCallback):
     "Keep the weights of the epoch with the lowest `nll` in memory, and return to them when training ends."
     order = 60  # after the Recorder, which computes the metric
 
     def __init__(self,
         whole:bool=False,  # Keep the encoders' weights too; needed if they are trained
+        last:bool=False,   # Keep the last epoch instead, whatever its value
     ):
         super().__init__(monitor='nll', comp=np.less, reset_on_fit=False)
-        self.whole, self.epochs_seen, self.kept_epoch = whole, 0, None
+        self.whole, self.last, self.epochs_seen, self.kept_epoch = whole, last, 0, None
         self.histories:list[pd.DataFrame] = []
 
     @property
@@ -60,7 +63,7 @@ class BestEpoch(TrackerCallback):
 
     def after_epoch(self):
         super().after_epoch()
-        if self.new_best:
+        if self.new_best or self.last:
             weights = self.kept_module.state_dict()
             self.state = {name: value.detach().clone() for name, value in weights.items()}
             self.kept_epoch = self.epochs_seen
@@ -74,6 +77,13 @@ class BestEpoch(TrackerCallback):
     ):
         "Append the record of a phase, its epochs numbered on from the phase before."
         self.histories.append(rows.assign(epoch=rows.epoch + self.epochs_seen - len(rows)))
+
+    def take_over(self,
+        histories:list,  # Of the members of a network, see `history`
+    ):
+        "Record the mean of the members' histories."
+        self.histories = [pd.concat(histories).groupby('epoch').mean().reset_index()]
+        self.epochs_seen, self.kept_epoch = len(self.history), len(self.history) - 1
 
     @property
     def history(self) -> pd.DataFrame:
@@ -102,7 +112,7 @@ def averages_suffice(
     changed = config.head or config.finetune_epochs or config.encoders
     return config.preset == 'late' and not changed
 
-# %% ../../nbs/training/10_fit.ipynb #c016
+# %% ../../nbs/training/10_fit.ipynb #0d568041
 def network_options(
     config:TrainConfig,  # What is trained
 ) -> dict:               # Arguments of `CMUSNet` by name, all but the number of classes
@@ -110,7 +120,8 @@ def network_options(
     preset = presets[config.preset]
     encoders = dict(backbone=config.backbone, weights=config.weights, encoders=config.encoders)
     symmetries = dict(symmetries=config.symmetries) if preset.encoders else {}
-    return {**encoders, **preset.encoders, **symmetries, **preset.head, **config.head}
+    members = dict(members=config.n_members) if config.n_members > 1 else {}
+    return {**encoders, **preset.encoders, **symmetries, **preset.head, **config.head, **members}
 
 # %% ../../nbs/training/10_fit.ipynb #c017
 def config_settings(
@@ -120,7 +131,7 @@ def config_settings(
     "The image settings of a configuration."
     return cohort_settings(train, config.size, **config.images)
 
-# %% ../../nbs/training/10_fit.ipynb #c018
+# %% ../../nbs/training/10_fit.ipynb #3771f3d2
 def config_dataloaders(
     config:TrainConfig,       # Size, batch size, validation share
     train:Cohort,             # Training patients
@@ -129,6 +140,7 @@ def config_dataloaders(
     cache,                    # Feature cache, as for `Cohort.dataloaders`
     compute:ComputeConfig,    # Device and workers
     batch_size:int,           # Patients in a batch
+    settings=None,            # Modality → `ImageSettings`; None: measured over `train`
 ):                            # fastai `DataLoaders`
     "DataLoaders for a configuration."
     kept = as_cache(cache)
@@ -139,35 +151,36 @@ def config_dataloaders(
         raise ValueError("The cache keeps averages, but this network looks at places in maps. "
                          "Make the cache with new_cache(config).")
     device = {} if compute.device is None else dict(device=torch.device(compute.device))
-    settings = config_settings(config, train)
+    settings = settings or config_settings(config, train)
     return train.dataloaders(settings=settings,
         valid=config.valid if valid is None else valid, size=config.size, bs=batch_size, seed=seed,
         num_workers=compute.num_workers, cache=cache, **device)
 
-# %% ../../nbs/training/10_fit.ipynb #c019
+# %% ../../nbs/training/10_fit.ipynb #5129a960
 def config_learner(
     config:TrainConfig,                     # What to train
     dls,                                    # From `config_dataloaders`
     seed:int=0,                             # Of the head's initial weights and of the order of batches
     compute:ComputeConfig=ComputeConfig(),  # Precision, compilation, chunk
+    last:bool=False,                        # Keep the last epoch, not the best
 ) -> CMUSLearner:                           # Not trained yet
-    "A Learner for a configuration, with its loss, its heads and its choice of the best epoch."
+    "A Learner for a configuration, with its loss, its heads and its choice of the epoch."
     smoothing = {} if config.ordinal else presets[config.preset].loss  # smoothed labels ignore the order
     loss, callbacks = make_loss(config.loss, **smoothing)
     learn = cmus_learner(
         dls, preset=config.preset, seed=seed, lr=config.lr, loss_func=loss, **network_options(config),
         metrics=[nll_metric()], precision=compute.learner_precision, compile=compute.compile,
-        cbs=[*callbacks, BestEpoch(whole=config.finetune_epochs > 0)])
+        cbs=[*callbacks, BestEpoch(config.finetune_epochs > 0, last)])
     learn.model.chunk = compute.chunk
     if config.ordinal:
         ordinal_heads(learn.model, config.ordinal)
     return learn
 
-# %% ../../nbs/training/10_fit.ipynb #c021
+# %% ../../nbs/training/10_fit.ipynb #3b376571
 def train_model(
     config:TrainConfig,                     # What to train
     train:Cohort,                           # Training patients
-    valid:Cohort | None=None,               # Validation patients; None: `config.valid` of `train`
+    valid:Cohort | None=None,               # Validation patients; None: some of `train`
     seed:int=0,                             # Of the split, the initial weights and the order of batches
     cache=True,                             # Feature cache, as for `Cohort.dataloaders`
     compute:ComputeConfig=ComputeConfig(),  # Device, precision, workers
@@ -175,18 +188,58 @@ def train_model(
 ) -> CMUSLearner:                           # Trained; `learn.best_epoch` has `kept_epoch` and `history`
     "Train a configuration: the head on feature maps, then, if asked for, the whole network end to end."
     cache = as_cache(cache) or new_cache(config, compute)
-    patients = config, train, valid, seed, cache, compute
-    learn = config_learner(config, config_dataloaders(*patients, config.batch_size), seed, compute)
+    if config.n_members == 1:
+        dls = config_dataloaders(config, train, valid, seed, cache, compute, config.batch_size)
+        return _train_one(config, dls, seed, compute, checkpoint)
+    if valid is not None:
+        raise ValueError(f"members={config.n_members} divides the training patients itself, so that every "
+                         "patient is learned from. Leave valid out, or choose members=1.")
+    return _train_members(config, train, seed, cache, compute, checkpoint)
+
+# %% ../../nbs/training/10_fit.ipynb #a4b5bbae
+def _train_one(config, dls, seed, compute, checkpoint, last=False):
+    "Train one network; `dls` from `config_dataloaders`."
+    learn = config_learner(config, dls, seed, compute, last)
     learn.freeze()
     saving = _checkpoints(checkpoint, 'frozen', config, learn, seed)
     _fit(learn, compute, lambda: learn.fit_preset(config.epochs, cbs=saving))
     if config.finetune_epochs:
-        learn.dls = config_dataloaders(*patients, config.finetune_batch_size)
+        patients = *dls.cohorts, seed, dls.cache, compute
+        learn.dls = config_dataloaders(config, *patients, config.finetune_batch_size, dls.image_settings)
         learn.unfreeze()
         rates = slice(1e-6, 1e-4)
         saving = _checkpoints(checkpoint, 'finetuned', config, learn, seed)
         _fit(learn, compute, lambda: learn.fit_one_cycle(config.finetune_epochs, rates, cbs=saving))
     return learn
+
+# %% ../../nbs/training/10_fit.ipynb #02a1e476
+def _train_members(config, train, seed, cache, compute, checkpoint):
+    "Train a head for each fold of the patients, predict the patients it has not seen, and join the heads."
+    settings = config_settings(config, train)
+    single, heads, outputs, histories = replace(config, members=1), [], [], []
+    for number, (own, unseen) in enumerate(train.kfold(config.n_members, seed)):
+        if compute.progress and not rank_distrib():
+            print(f'Member {number + 1} of {config.n_members}', flush=True)
+        dls = config_dataloaders(single, own, unseen, seed, cache, compute, config.batch_size, settings)
+        kept = None if checkpoint is None else Path(checkpoint)/f'member-{number}'
+        learn = _train_one(single, dls, seed * config.n_members + number, compute, kept, last=True)
+        heads.append(learn.model.head.eval())
+        outputs.append(predict_outputs(learn, unseen))
+        histories.append(learn.best_epoch.history)
+    dls = config_dataloaders(config, train, unseen, seed, cache, compute, config.batch_size, settings)
+    joined = config_learner(config, dls, seed, compute)
+    join_heads(heads, joined.model.head.to(joined.dls.device))
+    joined.freeze()
+    joined.held_out = join_outputs(outputs, train)
+    joined.best_epoch.take_over(histories)
+    return joined
+
+# %% ../../nbs/training/10_fit.ipynb #aa335fc9
+def held_out_outputs(
+    learn:CMUSLearner,  # From `train_model`
+):                      # `CohortOutputs`
+    "Predictions of training patients by heads that have not learned from them, for calibration."
+    return predict_outputs(learn, learn.dls.cohorts[1]) if learn.held_out is None else learn.held_out
 
 # %% ../../nbs/training/10_fit.ipynb #c022
 def _checkpoints(folder, phase, config, learn, seed):
@@ -210,7 +263,7 @@ def training_identity(
     parts = [asdict(config), seed, list(learn.dls.vocab), patients, precision, torch.__version__, __version__]
     return digest(json.dumps(parts))
 
-# %% ../../nbs/training/10_fit.ipynb #c023
+# %% ../../nbs/training/10_fit.ipynb #7fd4ecbf
 def _fit(learn, compute, fit):
     "Call `fit`, in all processes if there are several, and record its epochs."
     with ExitStack() as stack:
@@ -222,8 +275,8 @@ def _fit(learn, compute, fit):
             stack.enter_context(learn.distrib_ctx(cpu=on_cpu))
         fit()
     learn.best_epoch.add_history(learn.history())
-    if compute.progress and not shows_progress() and not rank_distrib():
-        best = learn.best_epoch
+    best = learn.best_epoch
+    if compute.progress and not shows_progress() and not rank_distrib() and not best.last:
         print(f'{best.epochs_seen} epochs; the best is number {best.kept_epoch + 1}', flush=True)
 
 # %% ../../nbs/training/10_fit.ipynb #c030
@@ -232,6 +285,23 @@ class CohortOutputs(NamedTuple):
     fusion:pd.DataFrame  # Predictions from all modalities, one row per patient, see `predictions`
     branches:dict        # 'OM', 'IM', 'TEM' → predictions for the patients who have the modality
     weights:list         # For each patient: 'OM', 'IM', 'TEM' → weights of the images, [N]
+
+# %% ../../nbs/training/10_fit.ipynb #d24c187b
+def join_outputs(
+    outputs:list,   # `CohortOutputs` of parts of a cohort
+    cohort:Cohort,  # The whole
+) -> CohortOutputs: # Of the whole, in its order
+    "Put the predictions of parts of a cohort together."
+    parts = [table.fusion for table in outputs]
+    fusion = pd.concat(parts).loc[list(cohort.df.index)]
+    branches = {}
+    for modality in MODALITIES:
+        tables = [part.branches[modality] for part in outputs if modality in part.branches]
+        if tables:
+            joined = pd.concat(tables)
+            branches[modality] = joined.loc[[p for p in cohort.df.index if p in joined.index]]
+    weights = {p: w for part in outputs for p, w in zip(part.fusion.index, part.weights)}
+    return CohortOutputs(fusion, branches, [weights[p] for p in cohort.df.index])
 
 # %% ../../nbs/training/10_fit.ipynb #c031
 @torch.inference_mode()

@@ -204,6 +204,7 @@ class CMUSLearner(Learner):
     "A fastai Learner for CMUS-Net."
 
     first_epoch = 0  # where the next fit begins; a checkpoint sets it
+    held_out = None  # predictions of training patients by heads that have not seen them, see `train_model`
 
     def _do_fit(self):
         for epoch in range(self.first_epoch, self.n_epoch):
