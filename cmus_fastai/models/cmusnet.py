@@ -149,8 +149,9 @@ class InputScaler(nn.Module):
         if not self.training:
             return scaled
         of_images = scaled.new_ones(*scaled.shape[:3], 1, 1)  # the same for all cells of a map
-        kept = F.dropout(of_images, self.dropout)
-        return scaled * kept + self.noise * torch.randn_like(of_images)
+        hidden = torch.rand_like(of_images) < self.dropout
+        kept = scaled.masked_fill(hidden, 0) / (1 - self.dropout)
+        return kept + self.noise * torch.randn_like(of_images)
 
 # %% ../../nbs/models/06_cmusnet.ipynb #1b69f0b3
 @patch

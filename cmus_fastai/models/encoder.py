@@ -499,8 +499,11 @@ def train(
     self: Encoder,
     mode: bool = True,  # False: evaluation mode
 ) -> Encoder:
-    "Set training mode; batch normalisation stays in evaluation mode if `freeze_bn`."
-    nn.Module.train(self, mode)
+    "Set training mode; a frozen encoder, and batch normalisation if `freeze_bn`, stay in evaluation mode."
+    frozen = self.freeze_bn and not any(p.requires_grad for p in self.parameters())
+    if frozen and not self.training:
+        return self  # without going through hundreds of modules twice an epoch
+    nn.Module.train(self, mode and not frozen)
     if self.freeze_bn:
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -99,8 +99,8 @@ class TrainConfig:
         check_head(self.head)
         check_images(self.images)
         if self.members not in (None, 1) and self.finetune_epochs:
-            raise ValueError("finetune_epochs needs members=1: encoders that were trained on different patients "
-                             "cannot be joined.")
+            raise ValueError("finetune_epochs needs members=1: encoders that were trained on "
+                             "different patients cannot be joined.")
 
     @property
     def n_views(self) -> int:
@@ -114,7 +114,7 @@ class TrainConfig:
 
     @property
     def n_members(self) -> int:
-        "Heads that are trained on different patients and joined; by default 1 where they cannot be joined."
+        "Heads that are trained on different patients and joined; by default 1 where that cannot be done."
         if self.members is not None:
             return self.members
         other_fusion = {'fusion', 'hidden', 'proj'} & set(self.head)

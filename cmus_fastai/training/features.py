@@ -473,6 +473,7 @@ class FeatureCases:
         self.fingerprints = fingerprints
         self.tags = [{m: tagged_paths(row, m, tags or {}).tags for m in MODALITIES} for row in self.items]
         self.y = [classes.index(label) for label in cohort.df.label] if classes else None
+        self.averages: dict[tuple, list] = {}  # patient and modality → averages that were read before
 
     def __len__(self):
         return len(self.items)
@@ -489,10 +490,14 @@ def maps(
     modality: str,  # 'OM', 'IM' or 'TEM'
 ) -> list[Tensor]:  # Each [C,h,w]; empty if the patient lacks the modality
     "The maps of a patient's images, each of a view drawn at random."
+    if (i, modality) in self.averages:
+        return self.averages[i, modality]
     maps = []
     for image in self.images[i][modality]:
         view = int(torch.randint(self.n_views, ())) if self.n_views > 1 else 0
         maps.append(self.cache[MapKey(self.fingerprints[modality], image.key, view)])
+    if self.cache.pooled and self.n_views == 1:
+        self.averages[i, modality] = maps
     return maps
 
 # %% ../../nbs/training/04_features.ipynb #c051

@@ -52,7 +52,9 @@ class BestEpoch(TrackerCallback):
         last:bool=False,   # Keep the last epoch instead, whatever its value
     ):
         super().__init__(monitor='nll', comp=np.less, reset_on_fit=False)
-        self.whole, self.last, self.epochs_seen, self.kept_epoch = whole, last, 0, None
+        self.whole, self.last = whole, last
+        self.epochs_seen = 0
+        self.kept_epoch:int | None = None
         self.histories:list[pd.DataFrame] = []
 
     @property
