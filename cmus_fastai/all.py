@@ -43,6 +43,7 @@ from cmus_fastai.evaluation.holdout import *
 from cmus_fastai.evaluation.crossval import *
 from cmus_fastai.evaluation.study import *
 from cmus_fastai.evaluation.predict import *
+from cmus_fastai.evaluation.planning import *
 from cmus_fastai.explain.attribution import *
 from cmus_fastai.explain.audit import *
 from cmus_fastai.app.casebook import *

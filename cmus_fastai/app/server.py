@@ -13,6 +13,7 @@ import signal
 import threading
 import warnings
 import webbrowser
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from .kernel import ended_by_signals, make_private, private_folder, write_kernel_spec
@@ -204,5 +205,29 @@ def _run_server(
         if open_browser:
             _open_browser(url, folder)
 
-    IOLoop.current().add_callback(announce)  # runs when the server listens
-    server.start()
+    loop = IOLoop.current()
+    loop.add_callback(announce)  # runs when the server listens
+    with _stopped_by_signals(loop):
+        server.start()
+
+# %% ../../nbs/app/05_server.ipynb #c0248f1a
+@contextmanager
+def _stopped_by_signals(loop):
+    "Let signals stop a loop between its callbacks; an error within one could come back later."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, frame):
+        loop.add_callback_from_signal(loop.stop)
+
+    numbers = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
