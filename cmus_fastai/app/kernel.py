@@ -72,6 +72,8 @@ def run_kernel(
     folder: str,  # Private folder; removed if the server ends without removing it
 ) -> None:
     "Run the explorer's kernel in this process."
+    if os.name == 'posix':  # ipykernel's own watch, set up when it is imported, would leave the folder behind
+        os.environ.pop('JPY_PARENT_PID', None)
     from ipykernel import kernelapp
     from ipykernel.iostream import IOPubThread
 
@@ -83,8 +85,6 @@ def run_kernel(
         shutil.rmtree(folder, ignore_errors=True)
         os._exit(1)
 
-    if os.name == 'posix':
-        os.environ.pop('JPY_PARENT_PID', None)  # ipykernel's watch would leave the folder behind
     when_parent_ends(leave)
     setattr(kernelapp, 'IOPubThread', thread_without_pipe)  # noqa: B010
     kernelapp.launch_new_instance()
