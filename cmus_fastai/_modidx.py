@@ -3485,6 +3485,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cmus_fastai/training/fit.py'),
                                           'cmus_fastai.training.fit.join_outputs': ( 'training/fit.html#join_outputs',
                                                                                      'cmus_fastai/training/fit.py'),
+                                          'cmus_fastai.training.fit.member_folds': ( 'training/fit.html#member_folds',
+                                                                                     'cmus_fastai/training/fit.py'),
                                           'cmus_fastai.training.fit.network_options': ( 'training/fit.html#network_options',
                                                                                         'cmus_fastai/training/fit.py'),
                                           'cmus_fastai.training.fit.new_cache': ( 'training/fit.html#new_cache',

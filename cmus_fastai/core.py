@@ -582,11 +582,11 @@ def render(
     return markupsafe.Markup(_templates().get_template(template).render(**variables))
 
 def stylesheet(
-    name: str,  # Name of a style sheet, e.g. 'report.css'
+    *names: str,  # Names of style sheets, e.g. 'report.css'
 ) -> markupsafe.Markup:
-    "The text of a style sheet of the package."
-    file = importlib.resources.files('cmus_fastai')/'templates'/name
-    return markupsafe.Markup(file.read_text(encoding='utf-8'))
+    "The text of style sheets of the package, one after another."
+    folder = importlib.resources.files('cmus_fastai')/'templates'
+    return markupsafe.Markup('\n'.join((folder/name).read_text(encoding='utf-8') for name in names))
 
 # %% ../nbs/core/00_core.ipynb #c073
 def load_result(

@@ -404,7 +404,7 @@ def style_html(
     *names: str,  # Style sheets of the package, e.g. 'casebook.css'
 ) -> Markup:
     "Style sheets as an element of a page."
-    return Markup('<style>{}</style>').format(Markup('\n').join(stylesheet(name) for name in names))
+    return Markup('<style>{}</style>').format(stylesheet(*names))
 
 # %% ../../nbs/app/01_page.ipynb #c061
 def opacity_html(

@@ -1119,7 +1119,7 @@ def render_diagnosis(
             'doctor.html',
             title=f'Check of {diagnosis.name}',
             subtitle=diagnosis.summary,
-            css=stylesheet('doctor.css'),
+            css=stylesheet('plain.css', 'doctor.css'),
             verdict=diagnosis.verdict,
             failed=diagnosis.status,
             cards={status: [_card(f) for f in diagnosis.select(status)] for status in (FAIL, WARN, PASS)},

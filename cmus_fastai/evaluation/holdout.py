@@ -31,7 +31,7 @@ from ..training.artifact import save_model
 from ..training.config import ComputeConfig, TrainConfig
 from ..training.features import FeatureCases
 from ..training.fit import CohortOutputs, config_settings, network_options, new_cache
-from ..training.fit import held_out_outputs, predict_outputs, train_model
+from ..training.fit import held_out_outputs, member_folds, predict_outputs, train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
@@ -185,11 +185,13 @@ def check_experiment(
     test:Cohort,         # Test patients
     config:TrainConfig,  # What will be trained
 ):
-    "Raise an error for what would fail after hours: unlabelled test patients, a network that cannot be made."
+    "Raise an error for what would fail after hours: unlabelled or too few patients, an impossible network."
     check_labelled(test)
     network = CMUSNet(len(train.classes), **network_options(config))
     if config.ordinal:
         ordinal_heads(network, config.ordinal)
+    if config.n_members > 1:
+        member_folds(config, train)
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c021
 def training_profile(

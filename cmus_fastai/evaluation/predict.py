@@ -537,7 +537,7 @@ def _render_part(part, table, drafts, settings, explain, title, links) -> str:
         'predict.html',
         title=title,
         subtitle=subtitle,
-        css=stylesheet('predict.css'),
+        css=stylesheet('plain.css', 'predict.css'),
         cards=cards,
         classes=classes,
         counts=counts,

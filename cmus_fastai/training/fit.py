@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['nll_metric', 'BestEpoch', 'new_cache', 'averages_suffice', 'network_options', 'config_settings', 'config_dataloaders',
-           'config_learner', 'train_model', 'held_out_outputs', 'training_identity', 'CohortOutputs', 'join_outputs',
-           'predict_outputs', 'image_weights']
+           'config_learner', 'train_model', 'member_folds', 'held_out_outputs', 'training_identity', 'CohortOutputs',
+           'join_outputs', 'predict_outputs', 'image_weights']
 
 # %% ../../nbs/training/10_fit.ipynb #11ece469
 import json
@@ -21,6 +21,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from .. import __version__
 from ..core import MODALITIES, digest, shows_progress
 from ..data.bag import cohort_settings
+from ..data.check import CohortError
 from ..data.cohort import Cohort
 from ..models.cmusnet import join_heads
 from .balance import make_loss
@@ -219,7 +220,7 @@ def _train_members(config, train, seed, cache, compute, checkpoint):
     "Train a head for each fold of the patients, predict the patients it has not seen, and join the heads."
     settings = config_settings(config, train)
     single, heads, outputs, histories = replace(config, members=1), [], [], []
-    for number, (own, unseen) in enumerate(train.kfold(config.n_members, seed)):
+    for number, (own, unseen) in enumerate(member_folds(config, train, seed)):
         if compute.progress and not rank_distrib():
             print(f'Member {number + 1} of {config.n_members}', flush=True)
         dls = config_dataloaders(single, own, unseen, seed, cache, compute, config.batch_size, settings)
@@ -237,6 +238,18 @@ def _train_members(config, train, seed, cache, compute, checkpoint):
     return joined
 
 # %% ../../nbs/training/10_fit.ipynb #aa335fc9
+def member_folds(
+    config:TrainConfig,  # Its number of members
+    train:Cohort,        # Training patients
+    seed:int=0,          # Of the division
+) -> list:               # For each member the patients it learns from, and those it is calibrated on
+    "Divide the training patients among the members of a network."
+    try:
+        return train.kfold(config.n_members, seed)
+    except CohortError as error:
+        raise CohortError(f"The preset {config.preset!r} trains {config.n_members} heads, each on other "
+                          f"patients, and these are too few: {error}. Or choose members=1.") from error
+
 def held_out_outputs(
     learn:CMUSLearner,  # From `train_model`
 ):                      # `CohortOutputs`
