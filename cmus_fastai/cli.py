@@ -239,7 +239,7 @@ def run_experiment(
     result = run_holdout(cohorts.train, cohorts.test, command.train, command.compute, seeds.seed, seeds.seeds,
                          command.output.cache, folder/'.checkpoints')
     name = 'simulated biopsies' if simulated else cohorts.train.name
-    network = 'Late fusion' if command.train.preset == 'late' else 'CMUS-Net'
+    network = 'Late fusion' if command.train.preset == 'recommended' else 'CMUS-Net'
     experiment = Experiment(f'{network} on {name}', cohorts, command.train, result, seeds.seed, simulated,
                             antibody_contributions(result, cohorts.test))
     if rank_distrib() == 0:

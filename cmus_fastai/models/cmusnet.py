@@ -200,6 +200,7 @@ class CMUSHead(nn.Module):
         standardise: bool = False,  # Standardise the channels of the maps over the training images
         input_dropout: float = 0.0,  # Share of channels of each image hidden in training
         input_noise: float = 0.0,  # Noise added to them in training, in standard deviations
+        image_dropout: float = 0.0,  # Share of the images of a bag hidden in training; one always stays
         members: int = 1,  # Heads side by side, each with weights of its own, see `join_heads`
     ):
         super().__init__()
@@ -210,11 +211,12 @@ class CMUSHead(nn.Module):
         self.grid = grid
         proj = proj or (None if om_dim == im_dim == tem_dim else 256)
         if members > 1:
-            _check_members(members, fusion, hidden, proj)
+            _check_members(members, fusion, proj)
         width = proj or members * tem_dim
         smil_kw = dict(t=t, reduce=reduce) if aggregator == 'smil' else {}
         cmsa_kw = dict(heads=heads, split_heads=split_heads) if fusion == 'cmsa' else {}
-        fusion_kw = dict(hidden=hidden, dropout=dropout, **cmsa_kw, **(fusion_kw or {}))
+        classifier_kw = {} if fusion == 'sum' else dict(hidden=hidden, dropout=dropout)
+        fusion_kw = {**classifier_kw, **cmsa_kw, **(fusion_kw or {})}
         tem_kw = {**smil_kw, **(aggregator_kw or {})}
         self.aggregator = _aggregators(members, aggregator, tem_dim, n_classes, tem_kw)
         self.proj = nn.ModuleDict({name: _projection(own, proj) for name, own in self.dims.items()})
@@ -233,6 +235,9 @@ class CMUSHead(nn.Module):
             raise ValueError("input_dropout and input_noise need standardise=True")
         inputs = {n: InputScaler(own, input_dropout, input_noise) for n, own in widths.items()}
         self.inputs = nn.ModuleDict(inputs if standardise else {})
+        if not 0 <= image_dropout < 1:
+            raise ValueError(f"image_dropout={image_dropout}: a share below 1.")
+        self.image_dropout = image_dropout
 
     @property
     def aggregators(self) -> dict[str, nn.Module]:
@@ -247,12 +252,12 @@ def _check_modalities(modalities: Sequence[str]) -> list[bool]:
     return [modality in modalities for modality in MODALITIES]
 
 
-def _check_members(members: int, fusion: str | nn.Module, hidden: int, proj: int | None):
+def _check_members(members: int, fusion: str | nn.Module, proj: int | None):
     "Raise `ValueError` for a head whose members cannot stand side by side."
-    if fusion != 'mean' or hidden or proj:
+    if fusion != 'sum' or proj:
         raise ValueError(
             f"members={members} needs linear late fusion of encoders with the same number of channels: "
-            f"fusion='mean', hidden=0 and no proj, not {fusion!r}, {hidden} and {proj}."
+            f"fusion='sum' and no proj, not {fusion!r} and {proj}."
         )
 
 
@@ -307,6 +312,8 @@ def forward(
         losses += loss
     vectors, logits, attn = self.fusion(maps, present, need_weights)
     branches = self.om(vectors[0]), self.im(vectors[1]), self.tem(vectors[2])
+    if logits is None:
+        logits = self.fusion.combine(torch.stack(branches, 1), present)
     return CMUSOutput(logits, *branches, weights, attn, present, _sum_losses(losses))
 
 # %% ../../nbs/models/06_cmusnet.ipynb #0801e294
@@ -317,7 +324,15 @@ def aggregate(
     bag: MaskedBags,  # Maps of the modality
 ) -> tuple:  # One map per patient [B,C,h,w]; weights [B,N]; possibly a loss
     "Pool the bags of one modality, after adding the embeddings of its tags."
-    return self.aggregators[name](self.tagged_maps(name, bag), bag.mask)
+    mask = self._hide_images(bag.mask) if self.training and self.image_dropout else bag.mask
+    return self.aggregators[name](self.tagged_maps(name, bag), mask)
+
+
+@patch
+def _hide_images(self: CMUSHead, mask: Tensor) -> Tensor:
+    "The mask without a random share of the images; a bag of which none would be left is kept whole."
+    kept = mask & (torch.rand(mask.shape, device=mask.device) >= self.image_dropout)
+    return torch.where(kept.any(1, keepdim=True), kept, mask)
 
 
 @patch

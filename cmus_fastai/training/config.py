@@ -50,10 +50,10 @@ def check_share(
         raise ValueError(f"{name}={value}: a share of the patients lies between 0 and 1.")
 
 # %% ../../nbs/training/00_config.ipynb #aaea52b0
-VIEWS = dict(late=4, small=2, paper=2)
+VIEWS = dict(recommended=4, small=2, paper=2)
 "Symmetries of an image that are encoded, by preset"
 
-MEMBERS = dict(late=5, small=1, paper=1)
+MEMBERS = dict(recommended=5, small=1, paper=1)
 "Heads that are trained on different folds of the training patients and joined, by preset"
 
 RANGES = dict(  # lowest and highest value of options that are whole numbers
@@ -78,15 +78,15 @@ class TrainConfig:
     lr:float | None = None                  # Learning rate; None: the preset's
     members:int | None = None               # Heads trained on different patients, joined; None: the preset's
     valid:float = .2                        # One member: share of the training patients who choose the epoch
-    preset:str = 'small'                    # 'late', or CMUS-Net: 'small', and 'paper' as published
-    loss:str = 'published'                  # Branch losses: published, equal, fusion, uncertainty or gradient
+    preset:str = 'small'                    # 'recommended', or CMUS-Net: 'small', and 'paper' as published
+    loss:str | None = None                  # published, equal, fusion, uncertainty, gradient; None: preset's
     ordinal:str | None = None               # Heads for classes that have an order: 'corn' or 'cumulative'
     head:Json = field(default_factory=dict)  # Options of the head: aggregator, fusion, t, …
     images:Json = field(default_factory=dict)  # resize, remove_strip, nm_per_px: a value, or by modality
 
     def __post_init__(self):
         check_choice('preset', self.preset, tuple(VIEWS))
-        check_choice('loss', self.loss, ('published', 'equal', 'fusion', 'uncertainty', 'gradient'))
+        check_choice('loss', self.loss, (None, 'published', 'equal', 'fusion', 'uncertainty', 'gradient'))
         check_choice('ordinal', self.ordinal, (None, 'corn', 'cumulative'))
         for name, (low, high) in RANGES.items():
             if getattr(self, name) is not None:
@@ -105,12 +105,12 @@ class TrainConfig:
     @property
     def n_views(self) -> int:
         "Views of a training image from which one is drawn at random; 1 where views are averaged."
-        return 1 if self.preset == 'late' else self.views or VIEWS[self.preset]
+        return 1 if self.preset == 'recommended' else self.views or VIEWS[self.preset]
 
     @property
     def symmetries(self) -> int:
         "Views of every image over which its features are averaged."
-        return self.views or VIEWS[self.preset] if self.preset == 'late' else 1
+        return self.views or VIEWS[self.preset] if self.preset == 'recommended' else 1
 
     @property
     def n_members(self) -> int:
@@ -148,7 +148,7 @@ def check_encoder_size(
 HEAD_OPTIONS = (  # of `CMUSHead`
     'aggregator', 'om_aggregator', 'im_aggregator', 'aggregator_kw', 'om_aggregator_kw', 'im_aggregator_kw',
     't', 'reduce', 'tags', 'proj', 'grid', 'fusion', 'heads', 'split_heads', 'fusion_kw', 'modalities',
-    'hidden', 'dropout', 'branch_relu', 'standardise', 'input_dropout', 'input_noise',
+    'hidden', 'dropout', 'branch_relu', 'standardise', 'input_dropout', 'input_noise', 'image_dropout',
 )
 
 def check_head(

@@ -30,9 +30,9 @@ from .config import ComputeConfig, TrainConfig
 import cmus_fastai.training.distributed  # noqa: F401 (gives the Learner its `to_distributed`)
 from .features import FeatureCache, as_cache, image_digests
 from .heads import ordinal_heads
-from .learner import CMUSLearner, cmus_learner, presets
+from .learner import CMUSLearner, cmus_learner, preset_loss, presets
 from .losses import CaseMean
-from .predictions import predictions
+from .predictions import class_offsets, predictions, shift_classes
 
 # %% ../../nbs/training/10_fit.ipynb #c011
 def nll_metric() -> CaseMean:
@@ -113,7 +113,7 @@ def averages_suffice(
 ) -> bool:
     "Whether a network does not look at places: late fusion, with nothing before it that depends on them."
     changed = config.head or config.finetune_epochs or config.encoders
-    return config.preset == 'late' and not changed
+    return config.preset == 'recommended' and not changed
 
 # %% ../../nbs/training/10_fit.ipynb #0d568041
 def network_options(
@@ -168,13 +168,16 @@ def config_learner(
     last:bool=False,                        # Keep the last epoch, not the best
 ) -> CMUSLearner:                           # Not trained yet
     "A Learner for a configuration, with its loss, its heads and its choice of the epoch."
-    smoothing = {} if config.ordinal else presets[config.preset].loss  # smoothed labels ignore the order
-    loss, callbacks = make_loss(config.loss, **smoothing)
+    preset = presets[config.preset]
+    smoothing = 0. if config.ordinal else preset.loss.get('label_smoothing', 0.)  # it ignores the order
+    loss, callbacks = make_loss(config.loss, label_smoothing=smoothing) if config.loss else (None, [])
     learn = cmus_learner(
         dls, preset=config.preset, seed=seed, lr=config.lr, loss_func=loss, **network_options(config),
         metrics=[nll_metric()], precision=compute.learner_precision, compile=compute.compile,
         cbs=[*callbacks, BestEpoch(config.finetune_epochs > 0, last)])
     learn.model.chunk = compute.chunk
+    if config.loss is None:
+        learn.loss_func = preset_loss(preset, learn.model, label_smoothing=smoothing)
     if config.ordinal:
         ordinal_heads(learn.model, config.ordinal)
     return learn
@@ -234,6 +237,11 @@ def _train_members(config, train, seed, cache, compute, checkpoint):
     join_heads(heads, joined.model.head.to(joined.dls.device))
     joined.freeze()
     joined.held_out = join_outputs(outputs, train)
+    if not config.ordinal:
+        offsets = class_offsets(joined.held_out.fusion)
+        joined.model.head.fusion.offsets.copy_(torch.tensor(offsets))
+        shifted = shift_classes(joined.held_out.fusion, offsets)
+        joined.held_out = joined.held_out._replace(fusion=shifted)
     joined.best_epoch.take_over(histories)
     return joined
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..models.cmusnet import CMUSHead, CMUSNet
+from ..models.fusions import SumFusion
 
 # %% ../../nbs/training/08_heads.ipynb #c010
 class CORN(nn.Linear):
@@ -90,7 +91,9 @@ def ordinal_heads(
 
 # %% ../../nbs/training/08_heads.ipynb #c022
 def _fusion_classifiers(head):
-    "The layers of the fusion that classify; late fusion has three classifiers."
+    "The layers of the fusion that classify: none in a sum, three in other late fusion."
+    if isinstance(head.fusion, SumFusion):
+        return []
     if hasattr(head.fusion, 'classify'):
         return [*head.fusion.classify]
     for name in ('mlp', 'out'):
