@@ -12,10 +12,10 @@ fewest images, the map is compared with that of the default settings, which add 
 Finished parts are kept in --work. The same command resumes after an interruption, and continues if more
 patients are asked for.
 
-    cmus demo --out demo
+    cmus demo --preset small --out demo
     OMP_NUM_THREADS=1 python benchmarks/audit.py --truth demo/phantom --model demo/model \\
         --tested demo/predictions.csv --json cmus_fastai/results/audit_phantom.json
-    cmus demo --data real_micrographs/train --test real_micrographs/test --out real
+    cmus train --preset small --data real_micrographs/train --test real_micrographs/test --out real
     OMP_NUM_THREADS=1 python benchmarks/audit.py --truth real_micrographs --train real_micrographs/train \\
         --data real_micrographs/test --model real/model --tested real/predictions.csv \\
         --json cmus_fastai/results/audit_real.json

@@ -5,6 +5,7 @@ of encoding is the longer of two times: decoding all images in threads, and the 
 as many batches. Parts run one after the other, except that modules are imported while processes simulate.
 
 With --other FOLDER, a checkout of another version, both demos are run as processes of their own, in turns.
+The network is CMUS-Net alone, as in the first version.
 
     python benchmarks/whole.py --other ../earlier --json cmus_fastai/results/whole.json
 """
@@ -44,6 +45,7 @@ TIMED = dict(  # part → the function that does it
     predict=(holdout, 'predict_outputs'),
     report=(holdout, 'write_experiment'),
 )
+SAME_NETWORK = ['--preset', 'small', '--compare', 'None']
 OLD = 'import sys; from cmus_fastai.cli import cmus_demo; cmus_demo()'
 NEW = 'import sys; from cmus_fastai.cli import main; sys.exit(main(["demo", *sys.argv[1:]]))'
 
@@ -93,6 +95,7 @@ def run_parts(args, folder):
                 '--size',
                 str(args.size),
                 '--no-progress',
+                *SAME_NETWORK,
             ]
         )
         whole = time.perf_counter() - start
@@ -140,7 +143,7 @@ def compare_versions(args, table):
     here, other = Path(__file__).parents[1], Path(args.other).resolve()
     is_old = 'cmus_demo' in (other / 'cmus_fastai' / 'cli.py').read_text()
     ways = {'other': (other, OLD if is_old else NEW, '--no_progress' if is_old else '--no-progress')}
-    ways['this'] = (here, NEW, '--no-progress')
+    ways['this'] = (here, NEW, '--no-progress', *SAME_NETWORK)
     times = defaultdict(list)
     for _ in range(args.repeats):
         for name, (checkout, script, *options) in ways.items():

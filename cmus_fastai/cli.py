@@ -24,7 +24,8 @@ from typing import Annotated, Literal
 import tyro
 from . import __version__
 from .core import Interrupted, OutputFolder, check_overlap, keep_freed_memory, signals_interrupt
-from .training.config import ComputeConfig, TrainConfig, check_range, check_share
+from .training.config import NETWORKS, ComputeConfig, TrainConfig
+from .training.config import check_choice, check_range, check_share
 
 # %% ../nbs/cli/00_cli.ipynb #c006
 Layout = Literal['class/patient', 'patient', 'modality', 'flat'] | None
@@ -154,12 +155,14 @@ class Demo:
     out:str = 'cmus_demo_out'            # Folder to write
     patients:int = 225                   # Simulated patients
     simulation_seed:int = 0              # Seed of the simulation
+    compare:str | None = 'small'         # Preset of a second network to train and set beside; None: none
     output:OutputOptions = OutputOptions()
     seeds:SeedOptions = SeedOptions()
-    train:TrainConfig = TrainConfig()
+    train:TrainConfig = TrainConfig(preset='recommended')
     compute:ComputeConfig = ComputeConfig()
 
     def __post_init__(self):
+        check_choice('compare', self.compare, (None, *NETWORKS))
         check_range('patients', self.patients, 18, 100_000)
         check_range('simulation_seed', self.simulation_seed, 0, MAX_SEED)
 
@@ -180,10 +183,14 @@ class Train:
     """
     data:DataOptions
     out:str = 'cmus_train_out'           # Folder to write
+    compare:str | None = 'small'         # Preset of a second network to train and set beside; None: none
     output:OutputOptions = OutputOptions()
     seeds:SeedOptions = SeedOptions()
-    train:TrainConfig = TrainConfig()
+    train:TrainConfig = TrainConfig(preset='recommended')
     compute:ComputeConfig = ComputeConfig()
+
+    def __post_init__(self):
+        check_choice('compare', self.compare, (None, *NETWORKS))
 
     def run(self):
         "Read, train, test, write."
@@ -236,11 +243,13 @@ def run_experiment(
     cohorts = read_holdout(data, test, seeds.test_share, seeds.seed, strict, **(reading or {}))
     say(f'{len(cohorts.train)} patients to train on, {len(cohorts.test)} to test on; '
         f'encoding with {command.train.encoder_text}')
+    rivals = [command.compare] if command.compare else []
     result = run_holdout(cohorts.train, cohorts.test, command.train, command.compute, seeds.seed, seeds.seeds,
-                         command.output.cache, folder/'.checkpoints')
+                         command.output.cache, folder/'.checkpoints', rivals)
     name = 'simulated biopsies' if simulated else cohorts.train.name
-    network = 'Late fusion' if command.train.preset == 'recommended' else 'CMUS-Net'
-    experiment = Experiment(f'{network} on {name}', cohorts, command.train, result, seeds.seed, simulated,
+    network = NETWORKS[command.train.preset]
+    title = f'{network[0].upper()}{network[1:]} on {name}'
+    experiment = Experiment(title, cohorts, command.train, result, seeds.seed, simulated,
                             antibody_contributions(result, cohorts.test))
     if rank_distrib() == 0:
         write_experiment(folder, experiment)
@@ -267,12 +276,12 @@ def antibody_contributions(
 # %% ../nbs/cli/00_cli.ipynb #c021
 def figures(
     result,   # From `run_holdout`
-) -> str:     # Two or three lines
-    "The figures of an experiment as text, the baseline beside them."
+) -> str:     # A line for each model, and perhaps one more
+    "The figures of an experiment as text, its rivals and the baseline beside them."
     from cmus_fastai.evaluation.holdout import seed_summary
     from cmus_fastai.evaluation.metrics import evaluate
     lines = []
-    for name, table in (('Network', result.first.fusion), ('Baseline', result.baseline)):
+    for name, table in {'Network': result.first.fusion, **result.rivals, 'Baseline': result.baseline}.items():
         metrics = evaluate(table).iterrows()
         values = [f'{m.replace("_", " ")} {r.estimate:.3f} ({r.low:.3f} to {r.high:.3f})' for m, r in metrics]
         lines.append(f'{name + ":":10}{", ".join(values)}')
@@ -294,7 +303,7 @@ class CrossValidate:
     cache:str | None = None              # Folder to keep feature maps in; None: memory
     shard:str | None = None              # Share of the folds for one of several jobs, such as 2/5
     folds:FoldOptions = FoldOptions()
-    train:TrainConfig = TrainConfig()
+    train:TrainConfig = TrainConfig(preset='recommended')
     compute:ComputeConfig = ComputeConfig()
 
     def run(self):

@@ -12,9 +12,11 @@ __all__ = ['BASELINE_C', 'HoldoutCohorts', 'read_holdout', 'say', 'check_disjoin
 import json
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -28,14 +30,14 @@ from ..data.check import CohortError
 from ..data.phantom import bayes_accuracy
 from ..models.cmusnet import CMUSNet
 from ..training.artifact import save_model
-from ..training.config import ComputeConfig, TrainConfig
+from ..training.config import NETWORKS, ComputeConfig, TrainConfig
 from ..training.features import FeatureCases
 from ..training.fit import CohortOutputs, config_settings, network_options, new_cache
 from ..training.fit import held_out_outputs, member_folds, predict_outputs, train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
-from .profile import make_decision, make_profile
+from .profile import describe_referral, make_decision, make_profile
 from .metrics import compare, evaluate, logistic_baseline, per_class, resample_counts
 from .report import CaseView, pick_cases, write_report
 
@@ -130,6 +132,7 @@ class HoldoutResult(NamedTuple):
     decision:dict              # Temperatures and thresholds from the validation patients, see `make_decision`
     profile:tuple              # What the training patients looked like, see `make_profile`
     seconds:float              # Wall time, reading excluded
+    rivals:Mapping = MappingProxyType({})  # Name of another network → predictions of the test patients
 
     @property
     def temperatures(self) -> dict:
@@ -151,11 +154,15 @@ def run_holdout(
     seeds:int=1,                            # Number of trainings, from seeds `seed`, `seed + 1`, …
     cache=None,                             # Folder for feature maps; None: memory
     checkpoint=None,                        # Folder for checkpoints, from which the same experiment resumes
+    rivals=(),                              # Presets of other networks to train on the same patients
 ) -> HoldoutResult:
-    "Train and test the baseline and the network."
+    "Train and test the baseline, the network and its rivals."
     start = time.time()
     check_experiment(train, test, config)
-    cache = new_cache(config, compute, cache)
+    others = {preset: config.with_preset(preset) for preset in rivals if preset != config.preset}
+    for other in others.values():
+        check_experiment(train, test, other)
+    folder, cache = cache, new_cache(config, compute, cache)
     baseline = baseline_predictions(train, test, config, cache, seed)
     learners:list[CMUSLearner] = []
     outputs:list[CohortOutputs] = []
@@ -169,7 +176,14 @@ def run_holdout(
     held_out = held_out_outputs(learn)
     decision = make_decision(held_out.fusion, held_out.branches)
     profile = training_profile(learn, train, cache)
-    return HoldoutResult(learn, outputs, baseline, decision, profile, time.time() - start)
+    tables = {}
+    for preset, other in others.items():
+        say(f'Training {NETWORKS[preset]} for comparison, seed {seed}')
+        kept = None if checkpoint is None else Path(checkpoint)/preset
+        own = new_cache(other, compute, folder)
+        rival = train_model(other, train, seed=seed, cache=own, compute=compute, checkpoint=kept)
+        tables[NETWORKS[preset]] = predict_outputs(rival, test).fusion
+    return HoldoutResult(learn, outputs, baseline, decision, profile, time.time() - start, tables)
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c020
 def check_labelled(
@@ -190,7 +204,7 @@ def check_experiment(
     network = CMUSNet(len(train.classes), **network_options(config))
     if config.ordinal:
         ordinal_heads(network, config.ordinal)
-    if config.n_members > 1:
+    if config.members is not None and config.members > 1:
         member_folds(config, train)
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c021
@@ -280,7 +294,9 @@ def prediction_table(
         table.filter(like='p_').add_prefix(f'{modality}_')
         for modality, table in result.first.branches.items()
     ]
-    return result.first.fusion.join(branches).join(result.baseline[['pred']].add_prefix('baseline_'))
+    others = {'baseline': result.baseline, **result.rivals}
+    named = [table[['pred']].add_prefix(f'{name}_') for name, table in others.items()]
+    return result.first.fusion.join(branches).join(named)
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c031
 def records(
@@ -301,6 +317,8 @@ def all_metrics(
         branches={modality: records(evaluate(table)) for modality, table in branches},
         baseline=records(evaluate(result.baseline)),
         difference_to_baseline=records(compare(fusion, result.baseline)),
+        rivals={name: records(evaluate(table)) for name, table in result.rivals.items()},
+        difference_to_rivals={n: records(compare(fusion, t)) for n, t in result.rivals.items()},
         seeds=seed_summary([outputs.fusion for outputs in result.outputs]),
         best_possible=experiment.best_possible,
         patients=dict(train=len(experiment.cohorts.train), test=len(experiment.cohorts.test)),
@@ -323,16 +341,17 @@ def settings(
     named = {name: value for name, value in asdict(config).items() if value not in ({}, None)}
     return dict(
         encoders=encoders, **named, seed=experiment.seed,
-        validation=_validation(config),
+        validation=_validation(config, experiment.result.learn.model.head.members),
+        referral=describe_referral(experiment.result.decision),
         cmus_fastai=__version__, torch=torch.__version__, python=platform.python_version(),
         minutes=round(experiment.result.seconds/60, 1))
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c033
-def _validation(config):
+def _validation(config, members):
     "Which patients chose the epoch and calibrated."
-    if config.n_members == 1:
+    if members == 1:
         return f'{config.valid:.0%} of the training patients'
-    return f'each training patient by the one of {config.n_members} heads that has not seen it'
+    return f'each training patient by the one of {members} heads that has not seen it'
 
 def _write_page(path, experiment):
     "Write the report of an experiment."
@@ -340,7 +359,8 @@ def _write_page(path, experiment):
     write_report(
         path, title=experiment.title, settings=settings(experiment), train=cohorts.train, test=cohorts.test,
         history=result.learn.best_epoch.history, preds=result.first.fusion, branches=result.first.branches,
-        baseline=result.baseline, bayes=experiment.best_possible, cases=case_views(experiment),
+        baseline=result.baseline, name=NETWORKS[experiment.config.preset], others=dict(result.rivals),
+        bayes=experiment.best_possible, cases=case_views(experiment),
         notes=_seed_notes(result), source=cohorts.source, contributions=experiment.contributions)
 
 def _seed_notes(result):

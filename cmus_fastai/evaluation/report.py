@@ -6,9 +6,10 @@
 __all__ = ['SVG_STYLE', 'METRICS', 'CLASS_METRICS', 'MAX_BAG_IMAGES', 'Estimate', 'Table', 'svg_figure', 'thumbnail', 'Verdict',
            'judge_difference', 'Ruler', 'Card', 'Headline', 'best_accuracy', 'summarise_result', 'Findings',
            'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'describe_patients', 'OutputResult',
-           'evaluate_outputs', 'outputs_table', 'plot_outputs', 'class_table', 'ErrorSection', 'describe_errors',
-           'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case', 'format_setting',
-           'settings_table', 'render_page', 'ReportContents', 'contributions_table', 'render_report', 'write_report']
+           'evaluate_outputs', 'outputs_table', 'plot_outputs', 'side_by_side', 'advise', 'class_table', 'ErrorSection',
+           'describe_errors', 'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case',
+           'format_setting', 'settings_table', 'render_page', 'ReportContents', 'contributions_table', 'render_report',
+           'write_report']
 
 # %% ../../nbs/evaluation/03_report.ipynb #c006
 import base64
@@ -31,6 +32,7 @@ from ..core import render, stylesheet, write_file
 from ..data.cohort import Cohort, audit_leak
 from .metrics import EvaluationWarning, compare, evaluate, per_class
 from .metrics import plot_confusion, plot_history, plot_roc, quiet_axes
+from .planning import patients_needed
 from ..training.predictions import check_predictions, classes_of
 
 # %% ../../nbs/evaluation/03_report.ipynb #c011
@@ -447,6 +449,47 @@ def _outputs_figure(results) -> Markup:
         'outputs',
     )
 
+# %% ../../nbs/evaluation/03_report.ipynb #bcb45ce5
+def side_by_side(
+    preds: pd.DataFrame,  # Predictions of the network
+    others: Mapping[str, pd.DataFrame],  # Name of another model → its predictions of the same patients
+    name: str = 'network',  # Of the network
+) -> Table:
+    "One row for each model: three figures, and the paired difference in accuracy from the network."
+    rows: list[list] = []
+    for model, table in {name: preds, **others}.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', EvaluationWarning)
+            scores = evaluate(table)
+        difference: Any = ''
+        if table is not preds:
+            row = compare(preds, table).loc['accuracy']
+            difference = Estimate(row.difference, row.low, row.high, sign=True)
+        rows.append([model, *(Estimate.from_row(scores.loc[metric]) for metric in METRICS), difference])
+    return Table(['', *METRICS.values(), f'{name} minus this, accuracy'], rows)
+
+# %% ../../nbs/evaluation/03_report.ipynb #962a1205
+def advise(
+    preds: pd.DataFrame,  # Predictions of the network
+    other: pd.DataFrame,  # Predictions of another model
+    names: tuple[str, str] = ('network', 'other model'),  # Of both
+) -> str:  # A sentence or two
+    "Which of two models to use, in words."
+    comparison = compare(preds, other)
+    verdict = judge_difference(comparison, preds.group.nunique() < len(preds))
+    first, second = names
+    if verdict.outcome != 'unclear':
+        better, worse = (first, second) if verdict.outcome == 'better' else (second, first)
+        return f'Use the {better}: on these {verdict.n} patients it is better than the {worse}.'
+    said = f'Between the {first} and the {second} no difference can be shown with {verdict.n} patients'
+    size = abs(comparison.loc['accuracy', 'difference'])
+    if size < 1e-9:
+        return f'{said}: both are right equally often.'
+    both = preds.index.intersection(other.index)
+    right = [(table.pred == table.label).loc[both] for table in (preds, other)]
+    needed = patients_needed(size, float((right[0] != right[1]).mean()))
+    return f'{said}. A difference as large as it looks here would show with about {needed} test patients.'
+
 # %% ../../nbs/evaluation/03_report.ipynb #c061
 CLASS_METRICS = {
     'sensitivity': 'sensitivity',
@@ -657,6 +700,8 @@ class ReportContents:
     preds: pd.DataFrame  # Predictions of the fusion for the test patients
     branches: dict | None = None  # 'OM', 'IM', 'TEM' → predictions for the patients who have the modality
     baseline: pd.DataFrame | None = None  # Predictions of `logistic_baseline`
+    name: str = 'network'  # What the network is called beside other models
+    others: dict | None = None  # Name of another network → its predictions of the same patients
     bayes: dict | None = None  # Best possible accuracies of a phantom, see `best_accuracy`
     cases: Any = ()  # A few `CaseView`
     notes: Any = ()  # Remarks to print below the headline figures
@@ -707,7 +752,12 @@ def render_report(
     results = evaluate_outputs(preds, c.branches, c.baseline, c.bayes)
     scores = results[0].scores
     cohorts = {'Training': c.train, 'Test': c.test}
+    others = dict(c.others or {})
+    if c.baseline is not None:
+        others['logistic regression'] = c.baseline
     sections = dict(
+        models=side_by_side(preds, others, c.name) if others else None,
+        advice=[advise(preds, other, (c.name, name)) for name, other in others.items()],
         headline=summarise_result(preds, scores, c.baseline, c.bayes),
         notes=[*scores.attrs['notes'], *c.notes],
         patients=describe_patients(cohorts, summarise_leaks(c.train, c.test), c.source),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['nll_metric', 'BestEpoch', 'new_cache', 'averages_suffice', 'network_options', 'config_settings', 'config_dataloaders',
-           'config_learner', 'train_model', 'member_folds', 'held_out_outputs', 'training_identity', 'CohortOutputs',
-           'join_outputs', 'predict_outputs', 'image_weights']
+           'config_learner', 'train_model', 'possible_members', 'member_folds', 'held_out_outputs', 'training_identity',
+           'CohortOutputs', 'join_outputs', 'predict_outputs', 'image_weights', 'cohort_batches']
 
 # %% ../../nbs/training/10_fit.ipynb #11ece469
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -194,6 +194,8 @@ def train_model(
 ) -> CMUSLearner:                           # Trained; `learn.best_epoch` has `kept_epoch` and `history`
     "Train a configuration: the head on feature maps, then, if asked for, the whole network end to end."
     cache = as_cache(cache) or new_cache(config, compute)
+    if valid is None:
+        config = replace(config, members=possible_members(config, train, seed))
     if config.n_members == 1:
         dls = config_dataloaders(config, train, valid, seed, cache, compute, config.batch_size)
         return _train_one(config, dls, seed, compute, checkpoint)
@@ -246,6 +248,20 @@ def _train_members(config, train, seed, cache, compute, checkpoint):
     return joined
 
 # %% ../../nbs/training/10_fit.ipynb #aa335fc9
+def possible_members(
+    config:TrainConfig,  # Its number of members is a maximum, unless it was given
+    train:Cohort,        # Training patients
+    seed:int=0,          # Of their division
+) -> int:                # Members; 1 where the patients cannot be divided at all
+    "How many members a network can have: with few patients fewer than its preset's."
+    if config.members is not None:
+        return config.members
+    for n in range(config.n_members, 1, -1):
+        with suppress(CohortError):
+            train.kfold(n, seed)
+            return n
+    return 1
+
 def member_folds(
     config:TrainConfig,  # Its number of members
     train:Cohort,        # Training patients
@@ -255,8 +271,8 @@ def member_folds(
     try:
         return train.kfold(config.n_members, seed)
     except CohortError as error:
-        raise CohortError(f"The preset {config.preset!r} trains {config.n_members} heads, each on other "
-                          f"patients, and these are too few: {error}. Or choose members=1.") from error
+        raise CohortError(f"members={config.n_members} heads learn from different patients, and these are "
+                          f"too few: {error}. Choose fewer members, or give none.") from error
 
 def held_out_outputs(
     learn:CMUSLearner,  # From `train_model`
@@ -334,7 +350,7 @@ def predict_outputs(
 ) -> CohortOutputs:
     "Predict every patient of a cohort with the fusion and with each branch."
     model = learn.model.to(learn.dls.device).eval()
-    outs = [model(*batch[:3]) for batch in _batches(learn, cohort)]
+    outs = [model(*batch[:3]) for batch in cohort_batches(learn, cohort)]
     present = torch.cat([out.present for out in outs]).cpu().numpy()
     fusion = _table(learn, cohort.df, outs, 'fusion', np.ones(len(cohort), bool))
     branches = {
@@ -358,7 +374,10 @@ def image_weights(
     return weights
 
 # %% ../../nbs/training/10_fit.ipynb #c033
-def _batches(learn, cohort):
+def cohort_batches(
+    learn:CMUSLearner,  # Trained
+    cohort:Cohort,      # Patients
+):                      # Iterable of batches, as the model takes them
     "Batches of kept feature maps while the encoders are frozen, of images otherwise."
     cache = as_cache(learn.dls.cache)
     if cache is None or not learn.frozen:
