@@ -222,14 +222,14 @@ def referral_threshold(
     confidence = known.filter(like='p_').max(axis=1).to_numpy()
     right = (known.pred == known.label).to_numpy()[np.argsort(-confidence)]
     accuracy = right.cumsum() / np.arange(1, len(right) + 1)
-    n, promise = _n_promised(right, target, promised), promised
+    n = n_promised = _n_promised(right, target, promised)
     if not n:
         enough = np.flatnonzero(accuracy >= target)
-        n, promise = int(enough[-1]) + 1 if len(enough) else 0, None
+        n = int(enough[-1]) + 1 if len(enough) else 0
     return dict(
         threshold=float(np.sort(confidence)[::-1][n - 1]) if n else 1.0,
         target=target,
-        promised=promise,
+        promised=promised if n_promised else None,
         referred=1 - n / len(right),
         accuracy=float(accuracy[n - 1]) if n else None,
         patients=len(right),

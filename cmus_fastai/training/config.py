@@ -110,7 +110,7 @@ class TrainConfig:
         preset:str,     # Another one
     ) -> 'TrainConfig':
         "The same encoders, images and epochs with another preset's network, without options of this one's."
-        own = dict(head={}, views=None, members=None, lr=None, loss=None)
+        own:dict[str, Any] = dict(head={}, views=None, members=None, lr=None, loss=None)
         return replace(self, preset=preset, **own)
 
     @property
