@@ -472,7 +472,7 @@ def side_by_side(
 def advise(
     preds: pd.DataFrame,  # Predictions of the network
     other: pd.DataFrame,  # Predictions of another model
-    names: tuple[str, str] = ('network', 'other model'),  # Of both
+    names: tuple[str, str] = ('the network', 'the other model'),  # Of both
 ) -> str:  # A sentence or two
     "Which of two models to use, in words."
     comparison = compare(preds, other)
@@ -480,8 +480,8 @@ def advise(
     first, second = names
     if verdict.outcome != 'unclear':
         better, worse = (first, second) if verdict.outcome == 'better' else (second, first)
-        return f'Use the {better}: on these {verdict.n} patients it is better than the {worse}.'
-    said = f'Between the {first} and the {second} no difference can be shown with {verdict.n} patients'
+        return f'Use {better}: on these {verdict.n} patients it is better than {worse}.'
+    said = f'Between {first} and {second} no difference can be shown with {verdict.n} patients'
     size = abs(comparison.loc['accuracy', 'difference'])
     if size < 1e-9:
         return f'{said}: both are right equally often.'
@@ -700,7 +700,7 @@ class ReportContents:
     preds: pd.DataFrame  # Predictions of the fusion for the test patients
     branches: dict | None = None  # 'OM', 'IM', 'TEM' → predictions for the patients who have the modality
     baseline: pd.DataFrame | None = None  # Predictions of `logistic_baseline`
-    name: str = 'network'  # What the network is called beside other models
+    name: str = 'the network'  # What it is called beside other models
     others: dict | None = None  # Name of another network → its predictions of the same patients
     bayes: dict | None = None  # Best possible accuracies of a phantom, see `best_accuracy`
     cases: Any = ()  # A few `CaseView`
