@@ -2207,6 +2207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'cmus_fastai/evaluation/report.py'),
                                                'cmus_fastai.evaluation.report._ruler': ( 'evaluation/report.html#_ruler',
                                                                                          'cmus_fastai/evaluation/report.py'),
+                                               'cmus_fastai.evaluation.report._three_figures': ( 'evaluation/report.html#_three_figures',
+                                                                                                 'cmus_fastai/evaluation/report.py'),
                                                'cmus_fastai.evaluation.report.advise': ( 'evaluation/report.html#advise',
                                                                                          'cmus_fastai/evaluation/report.py'),
                                                'cmus_fastai.evaluation.report.best_accuracy': ( 'evaluation/report.html#best_accuracy',

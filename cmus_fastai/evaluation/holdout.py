@@ -162,7 +162,8 @@ def run_holdout(
     others = {preset: config.with_preset(preset) for preset in rivals if preset != config.preset}
     for other in others.values():
         check_experiment(train, test, other)
-    folder, cache = cache, new_cache(config, compute, cache)
+    folder = cache
+    cache = new_cache(config, compute, folder)
     baseline = baseline_predictions(train, test, config, cache, seed)
     learners:list[CMUSLearner] = []
     outputs:list[CohortOutputs] = []

@@ -6,7 +6,7 @@
 __all__ = ['SVG_STYLE', 'METRICS', 'CLASS_METRICS', 'MAX_BAG_IMAGES', 'Estimate', 'Table', 'svg_figure', 'thumbnail', 'Verdict',
            'judge_difference', 'Ruler', 'Card', 'Headline', 'best_accuracy', 'summarise_result', 'Findings',
            'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'describe_patients', 'OutputResult',
-           'evaluate_outputs', 'outputs_table', 'plot_outputs', 'side_by_side', 'advise', 'class_table', 'ErrorSection',
+           'evaluate_outputs', 'outputs_table', 'plot_outputs', 'advise', 'side_by_side', 'class_table', 'ErrorSection',
            'describe_errors', 'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case',
            'format_setting', 'settings_table', 'render_page', 'ReportContents', 'contributions_table', 'render_report',
            'write_report']
@@ -449,34 +449,16 @@ def _outputs_figure(results) -> Markup:
         'outputs',
     )
 
-# %% ../../nbs/evaluation/03_report.ipynb #bcb45ce5
-def side_by_side(
-    preds: pd.DataFrame,  # Predictions of the network
-    others: Mapping[str, pd.DataFrame],  # Name of another model → its predictions of the same patients
-    name: str = 'network',  # Of the network
-) -> Table:
-    "One row for each model: three figures, and the paired difference in accuracy from the network."
-    rows: list[list] = []
-    for model, table in {name: preds, **others}.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', EvaluationWarning)
-            scores = evaluate(table)
-        difference: Any = ''
-        if table is not preds:
-            row = compare(preds, table).loc['accuracy']
-            difference = Estimate(row.difference, row.low, row.high, sign=True)
-        rows.append([model, *(Estimate.from_row(scores.loc[metric]) for metric in METRICS), difference])
-    return Table(['', *METRICS.values(), f'{name} minus this, accuracy'], rows)
-
 # %% ../../nbs/evaluation/03_report.ipynb #962a1205
 def advise(
     preds: pd.DataFrame,  # Predictions of the network
     other: pd.DataFrame,  # Predictions of another model
+    comparison: pd.DataFrame,  # From `compare` of the two
     names: tuple[str, str] = ('the network', 'the other model'),  # Of both
 ) -> str:  # A sentence or two
     "Which of two models to use, in words."
-    comparison = compare(preds, other)
-    verdict = judge_difference(comparison, preds.group.nunique() < len(preds))
+    grouped = preds.group.nunique() < len(preds)
+    verdict = judge_difference(comparison, grouped)
     first, second = names
     if verdict.outcome != 'unclear':
         better, worse = (first, second) if verdict.outcome == 'better' else (second, first)
@@ -485,10 +467,37 @@ def advise(
     size = abs(comparison.loc['accuracy', 'difference'])
     if size < 1e-9:
         return f'{said}: both are right equally often.'
+    if grouped:  # McNemar's test is for patients who are independent
+        return f'{said}.'
     both = preds.index.intersection(other.index)
     right = [(table.pred == table.label).loc[both] for table in (preds, other)]
     needed = patients_needed(size, float((right[0] != right[1]).mean()))
     return f'{said}. A difference as large as it looks here would show with about {needed} test patients.'
+
+# %% ../../nbs/evaluation/03_report.ipynb #bcb45ce5
+def side_by_side(
+    preds: pd.DataFrame,  # Predictions of the network
+    others: Mapping[str, pd.DataFrame],  # Name of another model → its predictions of the same patients
+    name: str = 'the network',  # Of the network
+) -> tuple[Table, list[str]]:  # Three figures of each model and the paired difference; which one to use
+    "The network beside other models, in figures and in words."
+    rows = [[name, *_three_figures(preds), '']]
+    advice = []
+    for model, table in others.items():
+        comparison = compare(preds, table)
+        row = comparison.loc['accuracy']
+        difference = Estimate(row.difference, row.low, row.high, sign=True)
+        rows.append([model, *_three_figures(table), difference])
+        advice.append(advise(preds, table, comparison, (name, model)))
+    return Table(['', *METRICS.values(), f'{name} minus this, accuracy'], rows), advice
+
+
+def _three_figures(table) -> list:
+    "The headline figures of a model, without warnings: the page prints them as remarks."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', EvaluationWarning)
+        scores = evaluate(table)
+    return [Estimate.from_row(scores.loc[metric]) for metric in METRICS]
 
 # %% ../../nbs/evaluation/03_report.ipynb #c061
 CLASS_METRICS = {
@@ -755,9 +764,10 @@ def render_report(
     others = dict(c.others or {})
     if c.baseline is not None:
         others['logistic regression'] = c.baseline
+    models, advice = side_by_side(preds, others, c.name)
     sections = dict(
-        models=side_by_side(preds, others, c.name) if others else None,
-        advice=[advise(preds, other, (c.name, name)) for name, other in others.items()],
+        models=models if others else None,
+        advice=advice,
         headline=summarise_result(preds, scores, c.baseline, c.bayes),
         notes=[*scores.attrs['notes'], *c.notes],
         patients=describe_patients(cohorts, summarise_leaks(c.train, c.test), c.source),

@@ -30,7 +30,7 @@ from .config import ComputeConfig, TrainConfig
 import cmus_fastai.training.distributed  # noqa: F401 (gives the Learner its `to_distributed`)
 from .features import FeatureCache, as_cache, image_digests
 from .heads import ordinal_heads
-from .learner import CMUSLearner, cmus_learner, preset_loss, presets
+from .learner import CMUSLearner, cmus_learner, presets
 from .losses import CaseMean
 from .predictions import class_offsets, predictions, shift_classes
 
@@ -168,18 +168,16 @@ def config_learner(
     last:bool=False,                        # Keep the last epoch, not the best
 ) -> CMUSLearner:                           # Not trained yet
     "A Learner for a configuration, with its loss, its heads and its choice of the epoch."
-    preset = presets[config.preset]
-    smoothing = 0. if config.ordinal else preset.loss.get('label_smoothing', 0.)  # it ignores the order
+    smoothing = presets[config.preset].loss.get('label_smoothing', 0.)
     loss, callbacks = make_loss(config.loss, label_smoothing=smoothing) if config.loss else (None, [])
     learn = cmus_learner(
         dls, preset=config.preset, seed=seed, lr=config.lr, loss_func=loss, **network_options(config),
         metrics=[nll_metric()], precision=compute.learner_precision, compile=compute.compile,
         cbs=[*callbacks, BestEpoch(config.finetune_epochs > 0, last)])
     learn.model.chunk = compute.chunk
-    if config.loss is None:
-        learn.loss_func = preset_loss(preset, learn.model, label_smoothing=smoothing)
     if config.ordinal:
         ordinal_heads(learn.model, config.ordinal)
+        learn.loss_func.label_smoothing = 0.  # smoothed labels ignore the order
     return learn
 
 # %% ../../nbs/training/10_fit.ipynb #3b376571

@@ -99,10 +99,9 @@ presets = {
 def preset_loss(
     preset: Preset,  # With the weights of its loss
     model: nn.Module,  # Whose loss
-    **changes,  # Other arguments for `MultiLoss`
 ) -> MultiLoss:
     "The loss of a preset; a fusion that has weights of its own learns in any case."
-    options = {**preset.loss, **changes}
+    options = dict(preset.loss)
     fusion = getattr(getattr(model, 'head', model), 'fusion', None)
     has_weights = fusion is None or any(True for _ in fusion.parameters())
     if options.get('fusion') == 0 and has_weights:
@@ -392,7 +391,7 @@ def cmus_learner(
     weights='imagenet',  # Its weights, see `Encoder`
     preset: str = 'small',  # 'recommended', 'small' or 'paper', see above
     model: nn.Module | None = None,  # A model of your own instead
-    loss_func=None,  # Default: `MultiLoss` with the published weights
+    loss_func=None,  # Default: the preset's, see `preset_loss`
     metrics=None,  # Further metrics; accuracy, loss terms and branches are recorded already
     seed: int | None = None,  # Seed of the head's initial weights and of the order of batches
     precision: str | None = 'auto',  # 'auto' (bf16 or fp16 on a GPU, float32 on a CPU), 'bf16', 'fp16', None
