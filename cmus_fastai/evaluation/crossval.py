@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -30,16 +31,18 @@ from ..data.cohort import Cohort, audit_leak, check_same_classes
 from .calibration import apply_temperature, calibration, conformal_sets
 from .calibration import coverage, fit_temperature, plot_referral
 from .calibration import plot_reliability, referral_curve
-from .holdout import check_disjoint, say
-from .metrics import EvaluationWarning, evaluate, labelled_rows, per_class
-from .metrics import point_estimates
+from .choice import candidate_configs, candidate_name, choose_config
+from .holdout import baseline_predictions, check_disjoint, say
+from .metrics import EvaluationWarning, compare, evaluate, labelled_rows
+from .metrics import per_class, point_estimates
 from .report import Estimate, Table, class_table, describe_errors
-from .report import describe_patients, render_page, settings_table, svg_figure
-from ..training.config import ComputeConfig, TrainConfig
+from .report import describe_patients, render_page, settings_table, side_by_side
+from .report import svg_figure
+from ..training.config import NETWORKS, ComputeConfig, TrainConfig
 from ..training.distributed import run_folds
 from ..training.features import FeatureCache, image_digests
-from ..training.fit import CohortOutputs, held_out_outputs, new_cache
-from ..training.fit import predict_outputs, train_model
+from ..training.fit import CohortOutputs, config_settings, encode_together, held_out_outputs
+from ..training.fit import new_cache, predict_outputs, shared_caches, train_model
 from ..training.predictions import classes_of, read_prediction_table
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c010
@@ -157,11 +160,11 @@ def make_folds(
     return folds
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c020
-RUN_FORMAT = 'cmus_fastai cross-validation 3'
+RUN_FORMAT = 'cmus_fastai cross-validation 4'
 "Written into `run.json`; another number means another layout of the folder"
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c021
-def _run_identity(cohort, config, folds, seed) -> dict:
+def _run_identity(cohort, config, folds, seed, rivals, candidates) -> dict:
     "What makes a run this run, as JSON has it."
     patients = {}
     for patient, modalities in image_digests(cohort).items():
@@ -172,6 +175,8 @@ def _run_identity(cohort, config, folds, seed) -> dict:
         format=RUN_FORMAT,
         seed=seed,
         config=asdict(config),
+        rivals=rivals,
+        candidates=list(candidates),
         classes=list(cohort.classes),
         patients=patients,
         folds=[list(fold) for fold in folds],
@@ -199,6 +204,9 @@ def _differences(old, new) -> list:
     for name, value in new['config'].items():
         if old['config'].get(name) != value:
             differences.append(f"{name} was {old['config'].get(name)!r} and is {value!r}")
+    for name in ('rivals', 'candidates'):
+        if old[name] != new[name]:
+            differences.append(f"{name} were {old[name]!r} and are {new[name]!r}")
     if old['classes'] != new['classes']:
         differences.append("the classes differ")
     if old['folds'] != new['folds'] and old['patients'].keys() == new['patients'].keys():
@@ -291,6 +299,8 @@ class FoldRun:
     compute: ComputeConfig  # Device, precision, workers
     folder: Path  # Where the run is written
     shard: tuple[int, int] | None = None  # Number of this share, from 1, and of all shares
+    rivals: Mapping[str, FeatureCache] | None = None  # Preset → cache; None: nothing is set beside
+    candidates: tuple = ()  # Options, configuration and cache of each
 
     def part(
         self,
@@ -307,13 +317,15 @@ def train_fold(
 ) -> dict:  # Numbers of patients, kept epoch, seconds, accuracy, macro AUC and macro F1
     "Train one fold, predict its test and validation patients, and write the results, whole."
     start = time.time()
-    seed = self.seed + fold.repeat
-    checkpoint = self.folder / 'checkpoints' / fold.name
     training = self.cohort.subset(fold.train, f'fold {fold.fold}')
-    quiet = replace(self.compute, progress=False)
-    learn = train_model(self.config, training, None, seed, self.cache, quiet, checkpoint)
-    on_test = predict_outputs(learn, self.cohort.subset(fold.test))
+    tested = self.cohort.subset(fold.test)
+    self.encode(training, tested)
+    config, cache, choice = self.choose(fold, training)
+    learn = self.train_network(config, cache, fold, training)
+    on_test = predict_outputs(learn, tested)
     tables = dict(test=_join_outputs(on_test), valid=_join_outputs(held_out_outputs(learn)))
+    if self.rivals is not None:
+        tables['others'] = self.predict_others(fold, training, tested)
     info = dict(
         repeat=fold.repeat,
         fold=fold.fold,
@@ -322,10 +334,86 @@ def train_fold(
         training=len(learn.dls.cohorts[0]),
         validation=len(tables['valid']),
         test=len(fold.test),
+        **choice,
     )
     _write_part(self.part(fold), tables, learn.best_epoch.history, info)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    shutil.rmtree(self.folder / 'checkpoints' / fold.name, ignore_errors=True)
     return info | point_estimates(*labelled_rows(tables['test']))
+
+# %% ../../nbs/evaluation/06_crossval.ipynb #92babb46
+@patch
+def encode(
+    self: FoldRun,
+    training: Cohort,  # Training patients of a fold
+    tested: Cohort,  # Its test patients
+):
+    "Encode the images of a fold for the network and its rivals, in one pass where that can be done."
+    if not self.rivals:
+        return
+    others = [(self.config.with_preset(preset), cache) for preset, cache in self.rivals.items()]
+    settings = config_settings(self.config, training)
+    for cohort in (training, tested):
+        encode_together(self.config, self.cache, others, cohort, settings, self.compute)
+
+
+@patch
+def choose(
+    self: FoldRun,
+    fold: Fold,  # Which fold
+    training: Cohort,  # Its training patients
+) -> tuple:  # Configuration, cache, and what to write down about the choice
+    "What to train in a fold."
+    if not self.candidates:
+        return self.config, self.cache, {}
+    options, configs, caches = zip(*self.candidates)
+    quiet = replace(self.compute, progress=False)
+    choice = choose_config(list(configs), list(caches), training, self.seed + fold.repeat, compute=quiet)
+    found = dict(chosen=options[choice.number], inner_losses=choice.losses)
+    return configs[choice.number], caches[choice.number], found
+
+
+@patch
+def train_network(
+    self: FoldRun,
+    config: TrainConfig,  # What to train
+    cache: FeatureCache,  # Of its maps
+    fold: Fold,  # Which fold
+    training: Cohort,  # Its training patients
+    name: str = '',  # Of the network, if it is not the one that the run is about
+):  # `CMUSLearner`
+    "Train a network in a fold; it resumes from its checkpoint."
+    checkpoint = self.folder / 'checkpoints' / fold.name / name
+    quiet = replace(self.compute, progress=False)
+    return train_model(config, training, None, self.seed + fold.repeat, cache, quiet, checkpoint)
+
+# %% ../../nbs/evaluation/06_crossval.ipynb #a652538b
+@patch
+def predict_others(
+    self: FoldRun,
+    fold: Fold,  # Which fold
+    training: Cohort,  # Its training patients
+    tested: Cohort,  # Its test patients
+) -> pd.DataFrame:  # Predictions with a column `model`
+    "Predictions of the rivals and of logistic regression for the test patients of a fold."
+    tables = {}
+    for preset, cache in (self.rivals or {}).items():
+        config = self.config.with_preset(preset)
+        learn = self.train_network(config, cache, fold, training, preset)
+        tables[NETWORKS[preset]] = predict_outputs(learn, tested).fusion
+    seed = self.seed + fold.repeat
+    baseline = baseline_predictions(training, tested, self.config, self.cache, seed, self.compute)
+    tables['logistic regression'] = baseline
+    return pd.concat([table.assign(model=name) for name, table in tables.items()])
+
+# %% ../../nbs/evaluation/06_crossval.ipynb #fc6d1186
+def _more_models(config, cache, compute, rivals, candidates) -> tuple:
+    "The rivals of a run with their caches, and its candidates with theirs."
+    others = [preset for preset in rivals or [] if preset != config.preset]
+    beside = [config.with_preset(preset) for preset in others]
+    configs = candidate_configs(config, candidates) if candidates else []
+    _, *caches = shared_caches([config, *beside, *configs], compute, cache.path, cache)
+    candidates_and_caches = zip(candidates or [], configs, caches[len(beside) :])
+    return None if rivals is None else dict(zip(others, caches)), tuple(candidates_and_caches)
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c033
 def _write_part(folder, tables, history, info):
@@ -334,9 +422,8 @@ def _write_part(folder, tables, history, info):
         for side, table in tables.items():
             save_csv(part / f'{side}.csv', table)
         save_csv(part / 'history.csv', history, index=False)
-        write_file(part / 'info.json', json.dumps(info | dict(files=_digests(part, _PART_FILES))))
-
-_PART_FILES = ('test.csv', 'valid.csv', 'history.csv')
+        files = sorted(path.name for path in part.glob('*.csv'))
+        write_file(part / 'info.json', json.dumps(info | dict(files=_digests(part, files))))
 
 def _digests(folder, names) -> dict:
     "The SHA-256 of files."
@@ -374,6 +461,7 @@ def _part_problem(part, fold) -> str:
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c037
 _RESULTS = ('run.json', 'predictions.csv', 'validation.csv', 'folds.csv')
+_OTHERS = 'others.csv'  # of runs that set other models beside the network
 
 def _read_run(file) -> dict:
     "The object of a JSON file of a run."
@@ -414,8 +502,8 @@ class CrossValidation:
     def _check_files(self):
         "Refuse tables that are not as they were written."
         known = _read_run(self.path / 'checksums.json')
-        for name in _RESULTS:
-            if _digests(self.path, [name])[name] != known.get(name):
+        for name in {**dict.fromkeys(_RESULTS), **known}:
+            if not (self.path / name).is_file() or _digests(self.path, [name])[name] != known.get(name):
                 raise ValueError(
                     f"{self.path / name} was changed after the run. Start the same command again: "
                     "finished folds are not trained again, and the tables are written anew."
@@ -465,6 +553,36 @@ def predictions(
     return [pd.concat(tables) for tables in repeats.values()]
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c042
+@patch
+def info(
+    self: CrossValidation,
+    repeat: int,  # Number of the repeat, from 0
+    fold: int,  # Number of the fold, from 0
+) -> dict:
+    "What was written down about a training: patients, epoch, seconds, and the choice if there was one."
+    file = self.path / 'parts' / f'{repeat}-{fold}' / 'info.json'
+    return json.loads(file.read_text(encoding='utf-8'))
+
+
+@patch
+def chosen(self: CrossValidation) -> dict:  # (repeat, fold) → name of the candidate
+    "Which candidate was chosen in each fold; empty if there was nothing to choose."
+    infos = {pair: self.info(*pair) for pair in self.fold_names}
+    return {pair: candidate_name(info['chosen']) for pair, info in infos.items() if 'chosen' in info}
+
+
+@patch
+def others(self: CrossValidation) -> dict:  # Name of a model → predictions, one table per repeat
+    "Predictions of the models that were set beside the network."
+    if not (self.path / _OTHERS).exists():
+        return {}
+    tables = read_prediction_table(self.path / _OTHERS).set_index('patient')
+    return {
+        model: [table.drop(columns=['repeat', 'fold', 'model']) for _, table in rows.groupby('repeat')]
+        for model, rows in tables.groupby('model', sort=False)
+    }
+
+
 @patch
 def calibrated(self: CrossValidation) -> list:  # One table per repeat
     "Predictions of the fusion at the temperature of the validation patients of each fold."
@@ -615,6 +733,8 @@ def cross_validate(
     compute: ComputeConfig = ComputeConfig(),  # Device, precision, workers; a line per fold if `progress`
     inputs=(),  # Folders and files that are read, which `out` must not overlap
     shard: tuple[int, int] | None = None,  # Train only this share of the folds, see `parse_shard`
+    rivals: list | None = None,  # Presets to set beside, with logistic regression; None: nothing
+    candidates: list | None = None,  # Options to choose among in each fold, see `candidate_configs`
 ) -> CrossValidation | None:  # None if a share is finished, but not yet the whole run
     "Train and test on every fold. The same call on the same folder resumes an interrupted run."
     out = Path(out).expanduser().absolute()
@@ -623,10 +743,11 @@ def cross_validate(
         inputs = [*inputs, cache]
         cache = new_cache(config, compute, cache)
     check_overlap(out, inputs)
+    more = _more_models(config, cache, compute, rivals, candidates)
     folds = make_folds(cohort, k, repeats, seed, given)
-    identity = _run_identity(cohort, config, folds, seed)
+    identity = _run_identity(cohort, config, folds, seed, rivals, candidates or [])
     _check_folder(out, identity)
-    run = FoldRun(cohort, config, seed, cache, compute, out, shard)
+    run = FoldRun(cohort, config, seed, cache, compute, out, shard, *more)
     with _locked(out, shard):
         if rank_distrib() == 0:
             _begin(out, identity)
@@ -670,6 +791,7 @@ def finish(
 ):
     "Write the tables of all folds, the figures and the report."
     out = self.folder
+    results = list(_RESULTS)
     validation, test = (_collect(self, folds, side) for side in ('valid', 'test'))
     save_csv(out / 'folds.csv', _folds_table(folds), index=False)
     write_file(out / 'environment.json', json.dumps(environment(), indent=1))
@@ -677,7 +799,10 @@ def finish(
     (out / 'checksums.json').unlink(missing_ok=True)
     save_csv(out / 'validation.csv', validation, index=False)
     save_csv(out / 'predictions.csv', test, index=False)
-    write_file(out / 'checksums.json', json.dumps(_digests(out, _RESULTS)))  # the last: the run is finished
+    if self.rivals is not None:
+        save_csv(out / _OTHERS, _collect(self, folds, 'others'), index=False)
+        results.append(_OTHERS)
+    write_file(out / 'checksums.json', json.dumps(_digests(out, results)))  # the last: the run is finished
     shutil.rmtree(out / 'checkpoints', ignore_errors=True)
     for lock in (out / 'parts').glob('.*.lock'):  # left by jobs that were killed
         lock.unlink(missing_ok=True)
@@ -704,6 +829,7 @@ class RunMeasures(NamedTuple):
     after: pd.DataFrame  # Calibration at the temperature
     coverage: pd.DataFrame  # Of conformal sets, see `coverage`
     referral: pd.DataFrame  # See `referral_curve`
+    others: dict  # Name of another model → its predictions, see `CrossValidation.others`
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c058
 def measure_run(
@@ -723,6 +849,7 @@ def measure_run(
         after=calibration(soft),
         coverage=coverage(run.sets()[0]),
         referral=referral_curve(soft),
+        others=run.others(),
     )
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c059
@@ -734,7 +861,6 @@ def _records(table) -> list:
 def _metrics(measures, config) -> dict:
     "Everything that was measured, for JSON."
     run = measures.run
-    infos = [run.path / 'parts' / f'{repeat}-{fold}' / 'info.json' for repeat, fold in run.fold_names]
     return dict(
         pooled={output: _records(table) for output, table in measures.pooled.items()},
         folds=_records(measures.folds.set_index(['repeat', 'fold'])),
@@ -742,7 +868,11 @@ def _metrics(measures, config) -> dict:
         calibration=dict(before=_records(measures.before), after=_records(measures.after)),
         conformal=dict(error=0.1, coverage=_records(measures.coverage)),
         referral=_records(measures.referral),
-        training=[json.loads(info.read_text(encoding='utf-8')) for info in infos],
+        others={name: _records(evaluate(tables)) for name, tables in measures.others.items()},
+        difference_to_others={
+            name: _records(compare(run.predictions(), tables)) for name, tables in measures.others.items()
+        },
+        training=[run.info(*pair) for pair in run.fold_names],
         config=asdict(config),
         environment=environment(),
     )
@@ -765,12 +895,24 @@ def _pooled_table(measures) -> Table:
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c063
 def _by_fold_table(measures) -> Table:
-    "The figures of every fold."
+    "The figures of every fold, and which candidate was chosen in it."
+    chosen = measures.run.chosen()
     rows = []
     for row in measures.folds.itertuples():
         figures = [format_number(x) for x in (row.accuracy, row.macro_auc, row.macro_f1)]
-        rows.append([f'{row.repeat + 1}, {row.fold + 1}', str(row.patients), *figures])
-    return Table(['repeat, fold', 'patients', 'accuracy', 'macro AUC', 'macro F1'], rows)
+        name = [chosen[row.repeat, row.fold]] if chosen else []
+        rows.append([f'{row.repeat + 1}, {row.fold + 1}', str(row.patients), *figures, *name])
+    head = ['repeat, fold', 'patients', 'accuracy', 'macro AUC', 'macro F1']
+    return Table([*head, 'chosen'] if chosen else head, rows)
+
+
+def _beside_section(measures, config) -> dict:
+    "Variables of the section that sets other models beside the network."
+    if not measures.others:
+        return dict(models=None, advice=[])
+    name = 'the network that was chosen' if measures.run.chosen() else NETWORKS[config.preset]
+    models, advice = side_by_side(measures.run.predictions(), measures.others, name)
+    return dict(models=models, advice=advice)
 
 # %% ../../nbs/evaluation/06_crossval.ipynb #c064
 CALIBRATION_METRICS = {
@@ -866,6 +1008,7 @@ def render_crossval(
         cohort.subset(measures.first.index),
         measures.first,
         **_result_sections(measures, cohort),
+        **_beside_section(measures, config),
         reliability=_reliability_figure(measures),
         calibration=_calibration_table(measures),
         referral=referral[referral.referred <= 0.21].iloc[-1],

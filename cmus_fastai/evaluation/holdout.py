@@ -32,8 +32,10 @@ from ..models.cmusnet import CMUSNet
 from ..training.artifact import save_model
 from ..training.config import NETWORKS, ComputeConfig, TrainConfig
 from ..training.features import FeatureCases
-from ..training.fit import CohortOutputs, config_settings, network_options, new_cache
-from ..training.fit import held_out_outputs, member_folds, predict_outputs, train_model
+from ..training.fit import CohortOutputs, config_settings, encode_together, encoding_network
+from ..training.fit import network_options
+from ..training.fit import held_out_outputs, member_folds, predict_outputs, shared_caches
+from ..training.fit import train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
@@ -95,10 +97,11 @@ def pooled_features(
     cache,               # A `FeatureCache`, filled as needed
     maxima=('TEM',),     # Modalities whose maximum over the bag is added, see `bag_modalities`
     settings=None,       # Modality → `ImageSettings`; None: measured over these patients
+    compute:ComputeConfig=ComputeConfig(),  # Device
 ) -> np.ndarray:         # [patients, features]; NaN where a modality is missing
     "Averages of the feature maps of frozen encoders, one row per patient."
-    network = CMUSNet(len(cohort.classes), **network_options(config))
-    maps = cache.fill(network.eval(), cohort, settings=settings or config_settings(config, cohort))
+    network = encoding_network(config, compute=compute)
+    maps = cache.fill(network, cohort, settings=settings or config_settings(config, cohort))
     dims = dict(OM=network.om.dim, IM=network.im.dim, TEM=network.tem.dim)
     return FeatureCases(cache, maps, cohort, dims=dims).pooled_table(maxima)
 
@@ -115,9 +118,10 @@ def baseline_predictions(
     config:TrainConfig,  # Whose encoders
     cache,               # A `FeatureCache`
     seed:int=0,          # Of the solver
+    compute:ComputeConfig=ComputeConfig(),  # Device
 ) -> pd.DataFrame:       # See `predictions`
     "Predictions of the baseline, trained on all training patients."
-    how = bag_modalities(train), config_settings(config, train)
+    how = bag_modalities(train), config_settings(config, train), compute
     x, z = (pooled_features(cohort, config, cache, *how) for cohort in (train, test))
     probs = logistic_baseline(
         x, train.df.label, z, train.classes, groups=train.df.group, C=BASELINE_C, seed=seed)
@@ -162,9 +166,12 @@ def run_holdout(
     others = {preset: config.with_preset(preset) for preset in rivals if preset != config.preset}
     for other in others.values():
         check_experiment(train, test, other)
-    folder = cache
-    cache = new_cache(config, compute, folder)
-    baseline = baseline_predictions(train, test, config, cache, seed)
+    cache, *caches = shared_caches([config, *others.values()], compute, cache)
+    beside = list(zip(others.values(), caches))
+    image_settings = config_settings(config, train)
+    for cohort in (train, test):
+        encode_together(config, cache, beside, cohort, image_settings, compute)
+    baseline = baseline_predictions(train, test, config, cache, seed, compute)
     learners:list[CMUSLearner] = []
     outputs:list[CohortOutputs] = []
     for s in range(seed, seed + seeds):
@@ -178,10 +185,9 @@ def run_holdout(
     decision = make_decision(held_out.fusion, held_out.branches)
     profile = training_profile(learn, train, cache)
     tables = {}
-    for preset, other in others.items():
+    for (preset, other), own in zip(others.items(), caches):
         say(f'Training {NETWORKS[preset]} for comparison, seed {seed}')
         kept = None if checkpoint is None else Path(checkpoint)/preset
-        own = new_cache(other, compute, folder)
         rival = train_model(other, train, seed=seed, cache=own, compute=compute, checkpoint=kept)
         tables[NETWORKS[preset]] = predict_outputs(rival, test).fusion
     return HoldoutResult(learn, outputs, baseline, decision, profile, time.time() - start, tables)

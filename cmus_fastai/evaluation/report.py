@@ -451,13 +451,15 @@ def _outputs_figure(results) -> Markup:
 
 # %% ../../nbs/evaluation/03_report.ipynb #962a1205
 def advise(
-    preds: pd.DataFrame,  # Predictions of the network
-    other: pd.DataFrame,  # Predictions of another model
+    preds: pd.DataFrame | list[pd.DataFrame],  # Predictions of the network; a list: repeats
+    other: pd.DataFrame | list[pd.DataFrame],  # Predictions of another model; a list: repeats
     comparison: pd.DataFrame,  # From `compare` of the two
     names: tuple[str, str] = ('the network', 'the other model'),  # Of both
 ) -> str:  # A sentence or two
     "Which of two models to use, in words."
-    grouped = preds.group.nunique() < len(preds)
+    first_preds, first_other = (table[0] if isinstance(table, list) else table for table in (preds, other))
+    repeated = isinstance(preds, list) and len(preds) > 1
+    grouped = repeated or first_preds.group.nunique() < len(first_preds)
     verdict = judge_difference(comparison, grouped)
     first, second = names
     if verdict.outcome != 'unclear':
@@ -467,17 +469,17 @@ def advise(
     size = abs(comparison.loc['accuracy', 'difference'])
     if size < 1e-9:
         return f'{said}: both are right equally often.'
-    if grouped:  # McNemar's test is for patients who are independent
+    if grouped:  # McNemar's test is for patients who are independent and tested once
         return f'{said}.'
-    both = preds.index.intersection(other.index)
-    right = [(table.pred == table.label).loc[both] for table in (preds, other)]
+    both = first_preds.index.intersection(first_other.index)
+    right = [(table.pred == table.label).loc[both] for table in (first_preds, first_other)]
     needed = patients_needed(size, float((right[0] != right[1]).mean()))
     return f'{said}. A difference as large as it looks here would show with about {needed} test patients.'
 
 # %% ../../nbs/evaluation/03_report.ipynb #bcb45ce5
 def side_by_side(
-    preds: pd.DataFrame,  # Predictions of the network
-    others: Mapping[str, pd.DataFrame],  # Name of another model → its predictions of the same patients
+    preds: pd.DataFrame | list[pd.DataFrame],  # Predictions of the network; a list: repeats
+    others: Mapping,  # Name of another model → its predictions of the same patients
     name: str = 'the network',  # Of the network
 ) -> tuple[Table, list[str]]:  # Three figures of each model and the paired difference; which one to use
     "The network beside other models, in figures and in words."

@@ -60,18 +60,27 @@ class TorchEngine:
         self.precision = precision
         self.name = f"PyTorch {torch.__version__.split('+')[0]}, {precision or 'fp32'}"
 
-    @torch.inference_mode()
+        self.symmetries = encoder.symmetries
+
     def __call__(
         self,
         images: Tensor,  # Values in [0,1], [B,3,H,W]
     ) -> Tensor:  # Maps [B,C,h,w], on the encoder's device
         "Encode images."
+        return average_symmetries(self.encode_view, images, self.symmetries)
+
+    @torch.inference_mode()
+    def encode_view(
+        self,
+        images: Tensor,  # Values in [0,1], [B,3,H,W]
+    ) -> Tensor:  # Maps [B,C,h,w], on the encoder's device
+        "Encode images as they are, without their mirror images."
         device = next(self.encoder.parameters()).device
         if device.type == 'cuda' and images.device.type == 'cpu':
             images = images.pin_memory()
         images = images.to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
-            return self.encoder(images)
+            return self.encoder.encode_view(images)
 
 # %% ../../nbs/training/03_engine.ipynb #c015
 def has_openvino() -> bool:
@@ -181,10 +190,16 @@ class OpenVINOEngine:
         images: Tensor,  # Values in [0,1], [B,3,size,size]
     ) -> Tensor:  # Maps [B,C,h,w], float32
         "Encode images."
+        return average_symmetries(self.encode_view, images, self.symmetries)
+
+    def encode_view(
+        self,
+        images: Tensor,  # Values in [0,1], [B,3,size,size]
+    ) -> Tensor:  # Maps [B,C,h,w], float32
+        "Encode images as they are, without their mirror images."
         if images.shape[2:] != (self.size, self.size):
             raise ValueError(f"Images of {tuple(images.shape[2:])} px for an engine of {self.size} px.")
-        pieces = images.split(BATCH)
-        maps = [average_symmetries(self._infer, piece, self.symmetries) for piece in pieces]
+        maps = [self._infer(piece) for piece in images.split(BATCH)]
         return maps[0] if len(maps) == 1 else torch.cat(maps)
 
 # %% ../../nbs/training/03_engine.ipynb #c022

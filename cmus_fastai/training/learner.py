@@ -274,13 +274,13 @@ def to_fp16(
 def fit_preset(
     self: CMUSLearner,
     n_epoch: int,  # Epochs
-    lr: float | slice | None = None,  # Learning rate; None: the preset's
+    lr: float | slice | None = None,  # Learning rate; None: the Learner's
     **kwargs,  # Passed on to the method of the preset: `fit_one_cycle` or `fit_flat_cos`
 ):
     "Train with the schedule of the preset."
     preset = presets[self.preset]
     fit = getattr(self, preset.fit)
-    fit(n_epoch, preset.lr if lr is None else lr, **{**preset.fit_options, **kwargs})
+    fit(n_epoch, self.lr if lr is None else lr, **{**preset.fit_options, **kwargs})
 
 # %% ../../nbs/training/05_learner.ipynb #c031
 @patch
