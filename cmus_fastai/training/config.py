@@ -51,7 +51,7 @@ def check_share(
         raise ValueError(f"{name}={value}: a share of the patients lies between 0 and 1.")
 
 # %% ../../nbs/training/00_config.ipynb #aaea52b0
-VIEWS = dict(recommended=2, small=2, paper=2)
+VIEWS = dict(recommended=4, small=2, paper=2)
 "Symmetries of an image that are encoded, by preset"
 
 MEMBERS = dict(recommended=5, small=1, paper=1)
