@@ -910,7 +910,7 @@ def _beside_section(measures, config) -> dict:
     "Variables of the section that sets other models beside the network."
     if not measures.others:
         return dict(models=None, advice=[])
-    name = 'the network that was chosen' if measures.run.chosen() else NETWORKS[config.preset]
+    name = 'the chosen network' if measures.run.chosen() else NETWORKS[config.preset]
     models, advice = side_by_side(measures.run.predictions(), measures.others, name)
     return dict(models=models, advice=advice)
 
