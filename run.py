@@ -89,7 +89,7 @@ def install(target):
     "Install the package with uv, several times faster than pip, or with pip where uv does not work."
     quiet = ('--quiet', '--disable-pip-version-check')
     uv_env = {'UV_SYSTEM_CERTS': '1', **os.environ}  # like pip, trust the certificates of this machine
-    with_uv = (python, '-m', 'uv', 'pip', 'install', '--python', python, '-e', target)
+    with_uv = (python, '-m', 'uv', 'pip', 'install', '--python', python, '--compile-bytecode', '-e', target)
     if run(python, '-m', 'pip', 'install', *quiet, 'uv') == 0 and run(*with_uv, env=uv_env) == 0:
         return
     if run(python, '-m', 'pip', 'install', '-e', target):
