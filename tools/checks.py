@@ -203,28 +203,25 @@ for name in sys.argv[2].split(','):
     try:
         importlib.import_module(name)
     except ImportError as error:
-        print(f'{name} cannot be imported without {sys.argv[1]}: {error}')
+        print(f'{name} cannot be imported without the packages of the extras: {error}')
 """
 
 
 def optional_packages():
-    "The packages of each extra, by the name of their module."
+    "The packages of all extras, by the name of their module."
     settings = configparser.ConfigParser(delimiters=['='], comment_prefixes=['#'])
     settings.read(root/'settings.ini', encoding='utf-8')
-    extras = {key.removesuffix('_requirements'): re.findall(r'^[\w-]+', settings['DEFAULT'][key], re.M)
-              for key in settings.defaults() if key.endswith('_requirements')}
+    extras = [text for key, text in settings.defaults().items() if key.endswith('_requirements')]
+    names = re.findall(r'^[\w-]+', '\n'.join(extras), re.M)
     # packages of others import hypothesis if they find it, and do not need it
-    groups = [[name.replace('-', '_') for name in names if name != 'hypothesis'] for names in extras.values()]
-    return [','.join(group) for group in groups]
+    return {name.replace('-', '_') for name in names} - {'hypothesis'}
 
 
 def check_optional():
-    "Every module can be imported without the packages of each extra."
-    complaint = ''
-    for group in dict.fromkeys(optional_packages()):
-        code, printed = output_of(sys.executable, '-W', 'ignore', '-c', BLOCK, group, ','.join(modules()))
-        complaint += printed if code or 'cannot be imported' in printed else ''
-    return complaint
+    "Every module can be imported without the packages of the extras."
+    blocked = ','.join(sorted(optional_packages()))
+    code, printed = output_of(sys.executable, '-W', 'ignore', '-c', BLOCK, blocked, ','.join(modules()))
+    return printed if code or 'cannot be imported' in printed else ''
 
 
 def declared():
