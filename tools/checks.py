@@ -251,8 +251,8 @@ def check_declared():
 # --- behaviour
 
 def check_hostile():
-    "Of 250 hostile inputs, none is lost, hangs, ends in a traceback or runs code."
-    code, printed = output_of(sys.executable, root/'tools'/'fuzz.py', '--inputs', 250, '--seconds', 120)
+    "Of 120 hostile inputs, none is lost, hangs, ends in a traceback or runs code."
+    code, printed = output_of(sys.executable, root/'tools'/'fuzz.py', '--inputs', 120, '--seconds', 60)
     return printed if code else ''
 
 
