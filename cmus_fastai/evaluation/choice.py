@@ -16,6 +16,7 @@ from ..data.check import CohortError
 from ..data.cohort import Cohort
 from ..training.config import ComputeConfig, TrainConfig
 from ..training.fit import predict_outputs, train_model
+from ..training.predictions import classes_of
 
 # %% ../../nbs/evaluation/05_choice.ipynb #e3043d05
 def candidate_configs(
@@ -84,7 +85,7 @@ def inner_loss(
     for own, unseen in folds:
         learn = train_model(config, own, seed=seed, cache=cache, compute=compute)
         table = predict_outputs(learn, unseen).fusion
-        classes = [name.removeprefix('p_') for name in table if name.startswith('p_')]
+        classes = classes_of(table)
         probs = table[[f'p_{name}' for name in classes]].to_numpy()
         losses.append(log_loss([classes.index(label) for label in table.label], probs,
                                labels=range(len(classes))))
