@@ -30,7 +30,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=[name, f'{name}.*']),
-    package_data={name: ['templates/*', 'results/*.json', 'py.typed']},
+    package_data={name: ['templates/*', 'results/*.json', 'vendor/*/*', 'py.typed']},
     install_requires=items('requirements'),
     extras_require={key.removesuffix('_requirements'): items(key) for key in extras},
     entry_points={

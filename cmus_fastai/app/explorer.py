@@ -7,8 +7,10 @@ __all__ = ['load_predictor', 'CaseExplorer', 'explore']
 
 # %% ../../nbs/app/03_explorer.ipynb #c005
 import asyncio
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 import ipywidgets as widgets
 import pandas as pd
@@ -18,7 +20,8 @@ from .casebook import OVERLAYS, CaseBook, Explanation, image_name, neighbour
 from .figure import save_case, saved_html, unused_path
 from .page import case_html, cases_html, error_html
 from .page import opacity_html, status_html, style_html
-from ..core import MODALITIES
+from .viewer import ImageViewer, LargeImage, find_large_image
+from ..core import MODALITIES, clean_text
 from ..data.cohort import Cohort
 from ..data.settings import settings_from_json
 from ..data.tags import TAG_KINDS
@@ -52,7 +55,9 @@ class CaseExplorer(widgets.Box):
         self.folder = Path(folder).absolute()
         self.explanations: list[Explanation] = []  # Shown now
         self.task: asyncio.Task | None = None  # Predicts all patients in the background
+        self.computation: asyncio.Task | None = None  # Computes an overlay in the background
         self._silent = False  # Controls are being set by the program
+        self._cancelled = threading.Event()  # Tells the thread that computes an overlay to stop
         self._make_patient_controls()
         self._make_overlay_controls()
         self._make_image_controls()
@@ -60,6 +65,8 @@ class CaseExplorer(widgets.Box):
         self._make_save_controls()
         self._make_page()
         self._connect()
+        with self._silently():
+            self.patient_list.value = self.book.first_patient()
         self._show_patient()
 
 # %% ../../nbs/app/03_explorer.ipynb #c014
@@ -126,7 +133,7 @@ def _make_patient_controls(self: CaseExplorer):
         widgets.Select,
         'patient',
         'Patient; the arrow keys go through the list',
-        options=self._titles(self.book.patients()),
+        options=self._titles(self.book.patients(*self.filter.value)),
         rows=9,
     )
     self.previous_button = _narrow_button('◀ previous', 'Previous patient of the list')
@@ -149,7 +156,9 @@ def _make_overlay_controls(self: CaseExplorer):
     first = (OVERLAYS['gradcam'].title, 'gradcam')
     classes = [('predicted class', ''), *((name, name) for name in self.book.predictor.classes)]
     self.overlay = _labelled(widgets.Dropdown, 'overlay', 'What is drawn over the images', options=[first])
-    self.compute_button = _wide_button('Compute', 'Starts the computation of a slow overlay', disabled=True)
+    self.compute_button = _narrow_button('Compute', 'Starts the computation of a slow overlay')
+    self.cancel_button = _narrow_button('Cancel', 'Stops the computation of the overlay')
+    self.compute_button.disabled = self.cancel_button.disabled = True
     self.target = _labelled(widgets.Dropdown, 'for class', 'Class that is explained', options=classes)
     self.opacity = _labelled(
         widgets.FloatSlider,
@@ -308,7 +317,8 @@ def _make_page(self: CaseExplorer):
         status_html('Opening the first patient …', busy=True), layout=widgets.Layout(min_height='24px')
     )
     self.page = widgets.HTML()
-    page = widgets.VBox([styles, self.opacity_style, self.status, self.page])
+    self.viewer = ImageViewer(scope, self._find_image, self._go, self._tick)
+    page = widgets.VBox([styles, self.opacity_style, self.status, self.page, self.viewer])
     page.add_class('cmus-page')
     self.children = [self._control_column(), page]
 
@@ -319,13 +329,14 @@ def _control_column(self: CaseExplorer) -> widgets.VBox:
     steps = widgets.HBox([self.previous_button, self.next_button])
     modalities = widgets.HBox(list(self.modality_boxes.values()))
     formats = widgets.HBox(list(self.save_buttons.values()))
+    slow = widgets.HBox([self.compute_button, self.cancel_button])
     bags = []
     for name in MODALITIES:
         bags += [self.tag_titles[name], self.tag_boxes[name], self.image_titles[name], self.image_boxes[name]]
     notice = _group('Case explorer', widgets.HTML(status_html('For research, not for clinical use.')))
     groups = [
         _group('Patient', self.filter, self.patient_list, steps, self.predict_button, self.cohort_line),
-        _group('Overlay', self.overlay, self.compute_button, self.target, self.opacity),
+        _group('Overlay', self.overlay, slow, self.target, self.opacity),
         _group('Images given to the model', modalities, *bags, self.all_button),
         _group('Comparison', self.second_patient),
         _group('Saving', self.file_name, formats, self.saved),
@@ -351,7 +362,8 @@ def _connect(self: CaseExplorer):
     self.opacity.observe(self._opacity_changed, 'value')
     self.previous_button.on_click(lambda _: self._go(-1))
     self.next_button.on_click(lambda _: self._go(1))
-    self.compute_button.on_click(lambda _: self._update(wait=True))
+    self.compute_button.on_click(lambda _: self._compute())
+    self.cancel_button.on_click(lambda _: self._cancelled.set())
     self.all_button.on_click(lambda _: self._show_patient())
     self.predict_button.on_click(lambda _: self._predict_all())
     for kind, button in self.save_buttons.items():
@@ -447,6 +459,33 @@ def _go(
     patients = [patient for _, patient in self.patient_list.options]
     self.patient_list.value = neighbour(patients, self.patient, step)
 
+# %% ../../nbs/app/03_explorer.ipynb #c053a
+@patch
+def _find_image(self: CaseExplorer, shown: str, modality: str, place: int) -> LargeImage:
+    "An image for the viewer."
+    patients = [patient for patient, _ in self._requests()]
+    names = {clean_text(patient): patient for patient in patients}
+    return find_large_image(self.book, names.get(shown, shown), modality, place)
+
+# %% ../../nbs/app/03_explorer.ipynb #c053b
+@patch
+def _tick(self: CaseExplorer, shown: str, modality: str, place: int):
+    "An image is taken from the model, or given back; the second patient has no ticks."
+    if self.patient is None or shown != clean_text(self.patient):
+        return
+    boxes = self.image_boxes[modality].children
+    modality_box = self.modality_boxes[modality]
+    if place >= len(boxes):  # the only image of its modality
+        modality_box.value = not modality_box.value
+    elif modality_box.value:
+        boxes[place].value = not boxes[place].value
+    else:  # all are taken away with their modality: give this one back
+        with self._silently():
+            modality_box.value = True
+            for number, box in enumerate(boxes):
+                box.value = number == place
+        self._update()
+
 # %% ../../nbs/app/03_explorer.ipynb #c055
 @patch
 def _show_patient(self: CaseExplorer):
@@ -459,14 +498,14 @@ def _show_patient(self: CaseExplorer):
         self._reset_image_controls(case)
         self.saved.value = ''
     self._update()
+    if self.patient is not None:
+        self.viewer.show(clean_text(self.patient))
 
 # %% ../../nbs/app/03_explorer.ipynb #c056
 @patch
-def _update(
-    self: CaseExplorer,
-    wait: bool = False,  # Compute a slow overlay
-):
-    "Show what the controls say."
+def _update(self: CaseExplorer):
+    "Show what the controls say; a computation that still runs is not wanted any more."
+    self._cancelled.set()
     self.explanations = []
     if self.patient is None:
         self.page.value = cases_html(error_html('No patient', 'The filter lists no patient. Choose another.'))
@@ -474,12 +513,10 @@ def _update(
         return
     slow = self._prepare_update()
     title = OVERLAYS[self.overlay.value].title
-    self.status.value = status_html(
-        f'Computing {title}, {slow} …' if wait and slow else 'Predicting …', busy=True
-    )
-    self.page.value = cases_html(*(self._case_html(*request, wait) for request in self._requests()))
-    self.compute_button.disabled = wait or not slow
-    self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow and not wait else ''
+    self.status.value = status_html('Predicting …', busy=True)
+    self.page.value = cases_html(*(self._case_html(*request) for request in self._requests()))
+    self.compute_button.disabled = not slow
+    self.status.value = status_html(f'{title}: {slow}. Press Compute.') if slow else ''
 
 # %% ../../nbs/app/03_explorer.ipynb #c057
 @patch
@@ -525,15 +562,78 @@ def _set_menus(self: CaseExplorer):
 
 # %% ../../nbs/app/03_explorer.ipynb #c060
 @patch
-def _case_html(self: CaseExplorer, patient: str, dropped: list, wait: bool) -> Markup:
+def _case_html(self: CaseExplorer, patient: str, dropped: list) -> Markup:
     "One patient as HTML; a message if the images cannot be read."
     target = self.target.value or None
     try:
-        explanation = self.book.explain(patient, self.hidden, dropped, self.overlay.value, target, wait)
+        explanation = self.book.explain(patient, self.hidden, dropped, self.overlay.value, target, wait=False)
     except (OSError, ValueError) as error:
         return error_html(patient, f'This patient cannot be shown. {error}')
     self.explanations.append(explanation)
     return case_html(explanation)
+
+# %% ../../nbs/app/03_explorer.ipynb #c060a
+class _Cancelled(Exception):
+    "The computation of an overlay was stopped."
+
+# %% ../../nbs/app/03_explorer.ipynb #c060b
+@patch
+def _compute(self: CaseExplorer):
+    "Compute a slow overlay for the patients that are shown."
+    self._cancelled = threading.Event()
+    self.compute_button.disabled = True
+    work = self._compute_in_background(self._requests(), self._cancelled)
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no loop runs: this is a script
+        asyncio.run(work)
+    else:
+        self.computation = loop.create_task(work)
+
+# %% ../../nbs/app/03_explorer.ipynb #c060c
+@patch
+async def _compute_in_background(
+    self: CaseExplorer,
+    requests: list[tuple[str, list]],  # From `_requests`
+    cancelled: threading.Event,  # Stops the computation
+):
+    "Compute the overlay of each patient in a thread, and show the progress."
+    self.cancel_button.disabled = False
+    try:
+        for patient, dropped in requests:
+            await self._compute_overlay(patient, dropped, cancelled)
+    except _Cancelled:
+        self.status.value = status_html('Stopped. Nothing was changed.')
+        self.compute_button.disabled = False
+    except (OSError, RuntimeError, ValueError) as error:
+        self.status.value = status_html(f'The overlay could not be computed: {error}')
+    else:
+        self._update()
+    finally:
+        self.cancel_button.disabled = True
+
+# %% ../../nbs/app/03_explorer.ipynb #c060d
+@patch
+async def _compute_overlay(self: CaseExplorer, patient: str, dropped: list, cancelled: threading.Event):
+    "Compute the overlay of one patient in a thread; `_Cancelled` if it was stopped."
+    overlay, target, done = self.overlay.value, self.target.value or None, [0]
+
+    def report(n_images):
+        if cancelled.is_set():
+            raise _Cancelled
+        done[0] = n_images
+
+    compute = partial(self.book.compute_overlay, patient, self.hidden, dropped, overlay, target, report)
+    thread = asyncio.create_task(asyncio.to_thread(compute))
+    while not thread.done():
+        text = f'{OVERLAYS[overlay].title} of {patient}: {done[0]} images encoded …'
+        if not cancelled.is_set():
+            self.status.value = status_html(text, busy=True)
+        await asyncio.wait([thread], timeout=0.3)
+    computed = await thread
+    if cancelled.is_set():
+        raise _Cancelled
+    self.book.keep_overlay(computed)
 
 # %% ../../nbs/app/03_explorer.ipynb #c062
 @patch
@@ -603,9 +703,10 @@ def _save(
 def explore(
     model: object,  # `CasePredictor`, `Learner`, or a folder written by `save_model`
     cohort: Cohort | str | Path,  # `Cohort`, or a folder or table of patients
-    predictions: pd.DataFrame | str | Path | None = None,  # Their predictions, if computed before
+    predictions: pd.DataFrame | str | Path | None = None,  # Of the test patients, if computed before
     folder: str | Path = '.',  # Folder for saved files
+    training: Iterable[str] | None = None,  # Training patients; None: those without a prediction in the table
 ) -> CaseExplorer:
     "Open the case explorer in a notebook."
-    book = CaseBook(load_predictor(model), Cohort.read(cohort), predictions)
+    book = CaseBook(load_predictor(model), Cohort.read(cohort), predictions, training)
     return CaseExplorer(book, folder)

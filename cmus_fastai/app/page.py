@@ -141,6 +141,7 @@ class _Picture(NamedTuple):
     heat: str | None = None  # Data URI of the overlay
     masked: bool = False  # Taken away from the model
     tag: str = ''  # Stain or antibody
+    place: int = 0  # Position in the bag
 
 # %% ../../nbs/app/01_page.ipynb #c030
 def _data_uri(pixels: np.ndarray, kind: str) -> str:
@@ -151,12 +152,14 @@ def _data_uri(pixels: np.ndarray, kind: str) -> str:
     return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 # %% ../../nbs/app/01_page.ipynb #c031
-def _picture(image: CaseImage | None, modality: str, text: str, masked: bool, tag: str = '') -> _Picture:
+def _picture(
+    image: CaseImage | None, modality: str, text: str, masked: bool, tag: str = '', place: int = 0
+) -> _Picture:
     "A picture from an image; None: no image."
     if image is None:
         return _Picture(modality, text)
     overlay = None if image.heat is None else _data_uri(image.heat, 'png')
-    return _Picture(modality, text, _data_uri(image.pixels, 'jpeg'), overlay, masked, tag)
+    return _Picture(modality, text, _data_uri(image.pixels, 'jpeg'), overlay, masked, tag, place)
 
 # %% ../../nbs/app/01_page.ipynb #c033
 MAX_NOTES = 3
@@ -305,7 +308,8 @@ def _tiles(e: Explanation, modality: str, images: list[CaseImage]) -> list[_Tile
     for place, (_, row) in enumerate(table.iterrows()):
         name, status = row['name'], image_status(row)
         label = image_name(e.case, modality, place).removeprefix(f'{modality} ')
-        shown = _picture(images[place], modality, f'{modality} {label}: {name}', not row.here)
+        text = f'{modality} {label}: {name}'
+        shown = _picture(images[place], modality, text, not row.here, place=place)
         weight = _bar(row.weight, largest_weight, NEUTRAL)
         contribution = _signed_bar(row.contribution, largest_contribution, digits=3)
         tiles.append(_Tile(name, label, shown, *status, weight, contribution))

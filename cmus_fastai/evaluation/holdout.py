@@ -39,6 +39,8 @@ from ..training.fit import train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
+from .calibration import apply_temperature
+from .certainty import describe_certainty
 from .profile import describe_referral, make_decision, make_profile
 from .metrics import compare, evaluate, logistic_baseline, per_class, resample_counts
 from .report import CaseView, pick_cases, write_report
@@ -368,7 +370,8 @@ def _write_page(path, experiment):
         history=result.learn.best_epoch.history, preds=result.first.fusion, branches=result.first.branches,
         baseline=result.baseline, name=NETWORKS[experiment.config.preset], others=dict(result.rivals),
         bayes=experiment.best_possible, cases=case_views(experiment),
-        notes=_seed_notes(result), source=cohorts.source, contributions=experiment.contributions)
+        notes=_seed_notes(result), source=cohorts.source, contributions=experiment.contributions,
+        certainty=describe_certainty(result.first.fusion, result.decision))
 
 def _seed_notes(result):
     "A remark for the report if the network was trained from several seeds."
@@ -392,7 +395,7 @@ def _case_contributions(experiment, patient):
 def case_views(
     experiment:Experiment,  # Whose test patients
 ) -> list:                  # Of `CaseView`
-    "A few test patients with their images: errors first."
+    "A few test patients with their images and calibrated probabilities: errors first."
     test, outputs = experiment.cohorts.test, experiment.result.first
     place = {patient: i for i, patient in enumerate(test.df.index)}
     settings = experiment.result.learn.dls.image_settings
@@ -404,12 +407,16 @@ def case_views(
         scales = case.get('scales', {})
         return [read_square(path, settings[modality], scales.get(path)) for path in case[modality]]
 
+    temperatures = experiment.result.temperatures
+    tables = {name: apply_temperature(table, temperatures.get(name, 1))
+              for name, table in dict(fusion=outputs.fusion, **outputs.branches).items()}
+    fusion = tables.pop('fusion')
     views = []
-    for patient in pick_cases(outputs.fusion):
-        row, case = outputs.fusion.loc[patient], test[patient]
-        branches = {m: probabilities(t, patient) for m, t in outputs.branches.items() if patient in t.index}
+    for patient in pick_cases(fusion):
+        row, case = fusion.loc[patient], test[patient]
+        branches = {m: probabilities(t, patient) for m, t in tables.items() if patient in t.index}
         views.append(CaseView(
-            patient, row.label, row.pred, probabilities(outputs.fusion, patient), branches,
+            patient, row.label, row.pred, probabilities(fusion, patient), branches,
             {m: images(case, m) for m in MODALITIES}, outputs.weights[place[patient]],
             {m: [test.tags.get(path, '') for path in case[m]] for m in MODALITIES},
             _case_contributions(experiment, patient)))

@@ -8,8 +8,8 @@ __all__ = ['SVG_STYLE', 'METRICS', 'CLASS_METRICS', 'MAX_BAG_IMAGES', 'Estimate'
            'summarise_findings', 'Leaks', 'summarise_leaks', 'PatientSection', 'describe_patients', 'OutputResult',
            'evaluate_outputs', 'outputs_table', 'plot_outputs', 'advise', 'side_by_side', 'class_table', 'ErrorSection',
            'describe_errors', 'CaseView', 'pick_cases', 'BagImage', 'BagView', 'sort_bag', 'render_case',
-           'format_setting', 'settings_table', 'render_page', 'ReportContents', 'contributions_table', 'render_report',
-           'write_report']
+           'format_setting', 'settings_table', 'run_id', 'render_page', 'ReportContents', 'contributions_table',
+           'render_report', 'write_report']
 
 # %% ../../nbs/evaluation/03_report.ipynb #c006
 import base64
@@ -17,6 +17,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -27,8 +28,9 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
-from ..core import MODALITIES, OUTPUT_COLOURS, clean_text, count_noun, format_number
-from ..core import render, stylesheet, write_file
+from .. import __version__
+from ..core import MODALITIES, OUTPUT_COLOURS, clean_text, count_noun, digest
+from ..core import format_number, render, stylesheet, write_file
 from ..data.cohort import Cohort, audit_leak
 from .metrics import EvaluationWarning, compare, evaluate, per_class
 from .metrics import plot_confusion, plot_history, plot_roc, quiet_axes
@@ -126,7 +128,7 @@ def _as_picture(image, alt) -> Image.Image:
 def thumbnail(
     image,  # uint8 [H,W], [H,W,3] or [H,W,4]
     alt: str,  # What it shows
-    side: int = 160,  # Longest side, px
+    side: int = 224,  # Longest side, px; a click shows it as large as the window
 ) -> Markup:  # HTML
     "A micrograph as a small JPEG inside HTML."
     picture = _as_picture(image, alt)
@@ -639,13 +641,12 @@ def sort_bag(
     order = np.argsort(-weights, kind='stable')
     largest = max(weights.max(), 1e-12)
     tags = case.tags.get(modality) or [''] * len(weights)
-    side = 160 if len(weights) == 1 and modality != 'TEM' else 128
     images = []
     for i in order[:MAX_BAG_IMAGES]:
         alt = ', '.join(
             filter(None, [case.patient, f'{modality} {i + 1}', tags[i], f'weight {weights[i]:.2f}'])
         )
-        picture = thumbnail(case.images[modality][i], alt, side)
+        picture = thumbnail(case.images[modality][i], alt)
         images.append(BagImage(picture, weights[i], 100 * weights[i] / largest, tags[i]))
     hidden = weights[order[MAX_BAG_IMAGES:]]
     next_weight = hidden[0] if len(hidden) else 0.0
@@ -681,6 +682,13 @@ def settings_table(
     rows = [[str(name), format_setting(value)] for name, value in settings.items()]
     return Table(['setting', 'value'], rows, 'words')
 
+# %% ../../nbs/evaluation/03_report.ipynb #c081r
+def run_id(
+    preds: pd.DataFrame,  # Predictions of a run
+) -> str:  # Eight characters; runs with other predictions have others
+    "A short name of a run, computed from its predictions."
+    return digest(preds.to_csv(), size=4)
+
 # %% ../../nbs/evaluation/03_report.ipynb #c082
 def render_page(
     template: str,  # One that extends page.html
@@ -695,8 +703,9 @@ def render_page(
         f'{count_noun(len(preds), "test patient")} of {cohort.name}, '
         f'{len(classes)} classes: {", ".join(classes)}'
     )
-    css = stylesheet('report.css')
-    return clean_text(render(template, title=title, subtitle=subtitle, css=css, **sections))
+    about = dict(date=date.today().isoformat(), version=__version__, run=run_id(preds))
+    page = dict(title=title, subtitle=subtitle, css=stylesheet('report.css'))
+    return clean_text(render(template, **page, **about, **sections))
 
 # %% ../../nbs/evaluation/03_report.ipynb #c083
 @dataclass(frozen=True, kw_only=True)
@@ -718,6 +727,7 @@ class ReportContents:
     notes: Any = ()  # Remarks to print below the headline figures
     source: Cohort | None = None  # The cohort that train and test were split from; its findings are shown
     contributions: pd.DataFrame | None = None  # Columns label, target, and one for each antibody
+    certainty: Any = None  # From `describe_certainty`; None: no such section
 
 # %% ../../nbs/evaluation/03_report.ipynb #c084
 def _learning_figure(history) -> Markup:
@@ -780,6 +790,7 @@ def render_report(
         has_best=any(result.best is not None for result in results),
         cases=_grouped_cases(c.cases),
         contributions=None if c.contributions is None else contributions_table(c.contributions),
+        certainty=c.certainty,
         settings=settings_table(c.settings),
     )
     return render_page('report.html', c.title, c.test, preds, **sections)
