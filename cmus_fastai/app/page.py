@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUPPORTS', 'OPPOSES', 'NEUTRAL', 'MAX_NOTES', 'colour_limit', 'CaseImage', 'case_images', 'ColourScale',
            'colour_scale', 'number_text', 'probability_text', 'image_status', 'bagged_modalities', 'case_html',
-           'error_html', 'cases_html', 'status_html', 'style_html', 'opacity_html', 'page_html']
+           'blind_html', 'error_html', 'cases_html', 'status_html', 'style_html', 'opacity_html', 'page_html']
 
 # %% ../../nbs/app/01_page.ipynb #c005
 import base64
@@ -378,6 +378,21 @@ def case_html(
         by_tag=_tag_bars(explanation),
         bags=_bags(explanation, images),
     )
+
+# %% ../../nbs/app/01_page.ipynb #c056b
+def blind_html(
+    explanation: Explanation,  # Without overlay
+    title: str,  # In the place of the patient's name
+) -> Markup:
+    "The images of a case, and nothing else."
+    case, images, bags = explanation.case, case_images(explanation), {}
+    for modality, own in images.items():
+        names = [image_name(case, modality, place) for place in range(len(own))]
+        bags[modality] = [
+            _picture(image, modality, name, False, place=place)
+            for place, (image, name) in enumerate(zip(own, names))
+        ]
+    return render('casebook_blind.html', patient=case.patient, title=title, bags=bags)
 
 # %% ../../nbs/app/01_page.ipynb #c057
 def error_html(

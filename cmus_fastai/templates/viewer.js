@@ -339,8 +339,15 @@ class ImageViewer {
     this.grid.replaceChildren(...this.panes.map((pane) => pane.element));
     this.leader = this.panes[0];
     this.panes.forEach((pane) => pane.load());
-    this.title.textContent = this.state.all ? `${patient}: ${modality}, ${images.length} images` : `${patient}: ${image.name}`;
+    const shown = this.state.all ? `${modality}, ${images.length} images` : image.name;
+    this.title.textContent = `${this.titleOf(patient)}: ${shown}`;
     this.refresh();
+  }
+
+  /* A case of a reader study has a title instead of its patient's name. */
+  titleOf(patient) {
+    const cases = [...document.querySelectorAll(`${this.page} [data-patient]`)];
+    return cases.find((one) => one.dataset.patient === patient)?.dataset.title ?? patient;
   }
 
   pageOpacity() {
