@@ -44,9 +44,15 @@ from cmus_fastai.evaluation.crossval import *
 from cmus_fastai.evaluation.study import *
 from cmus_fastai.evaluation.predict import *
 from cmus_fastai.evaluation.planning import *
+from cmus_fastai.evaluation.utility import *
+from cmus_fastai.evaluation.live import *
+from cmus_fastai.evaluation.certainty import *
+from cmus_fastai.evaluation.choice import *
 from cmus_fastai.explain.attribution import *
 from cmus_fastai.explain.audit import *
 from cmus_fastai.app.casebook import *
 from cmus_fastai.app.page import *
 from cmus_fastai.app.figure import *
+from cmus_fastai.app.viewer import *
 from cmus_fastai.app.explorer import *
+from cmus_fastai.app.reader import *

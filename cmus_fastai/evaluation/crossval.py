@@ -255,6 +255,18 @@ def _locked(folder, shard=None):
             (folder / OutputFolder.LOCK).unlink(missing_ok=True)
         lock.release()
 
+# %% ../../nbs/evaluation/06_crossval.ipynb #c025f
+@contextmanager
+def _to_be_finished(folder, shard=None):
+    "Whether the results have to be written; of shares that end together the first one writes them."
+    if shard is None:
+        yield True
+        return
+    done = folder / 'checksums.json'
+    with FileLock(folder / OutputFolder.LOCK):
+        parts = [part.stat().st_mtime_ns for part in (folder / 'parts').rglob('*.csv')]
+        yield not done.exists() or done.stat().st_mtime_ns < max(parts)
+
 # %% ../../nbs/evaluation/06_crossval.ipynb #c026
 def _begin(folder, identity):
     "Write down which run this is, and remove folds that a killed run left half-written."
@@ -754,7 +766,9 @@ def cross_validate(
         run.train_folds(folds)
         missing = [fold.name for fold in folds if not run.is_finished(fold)]
         if rank_distrib() == 0 and not missing:
-            run.finish(folds, title or f'Cross-validation on {cohort.name}', page)
+            with _to_be_finished(out, shard) as needed:
+                if needed:
+                    run.finish(folds, title or f'Cross-validation on {cohort.name}', page)
     distrib_barrier()  # the other processes read what the first one has written
     if missing:
         done = f'{len(folds) - len(missing)} of {len(folds)} folds are finished'

@@ -139,7 +139,10 @@ def network_options(
     encoders = dict(backbone=config.backbone, weights=config.weights, encoders=config.encoders)
     symmetries = dict(symmetries=config.symmetries) if preset.encoders else {}
     members = dict(members=config.n_members) if config.n_members > 1 else {}
-    return {**encoders, **preset.encoders, **symmetries, **preset.head, **config.head, **members}
+    chosen = [name for name in ('aggregator', 'om_aggregator', 'im_aggregator') if name in config.head]
+    # the preset's parameters belong to the preset's aggregator
+    no_kw:dict[str, dict] = {f'{name}_kw': {} for name in chosen}
+    return {**encoders, **preset.encoders, **symmetries, **preset.head, **no_kw, **config.head, **members}
 
 def encoding_network(
     config:TrainConfig,                     # Whose encoders
@@ -224,26 +227,30 @@ def train_model(
     train:Cohort,                           # Training patients
     valid:Cohort | None=None,               # Validation patients; None: some of `train`
     seed:int=0,                             # Of the split, the initial weights and the order of batches
-    cache=True,                             # Feature cache, as for `Cohort.dataloaders`
+    cache=None,                             # A `FeatureCache`, or a folder for feature maps; None: memory
     compute:ComputeConfig=ComputeConfig(),  # Device, precision, workers
     checkpoint=None,                        # Folder for checkpoints, from which the same training resumes
+    cbs=(),                                 # fastai callbacks for each training, e.g. `LiveHistory`
 ) -> CMUSLearner:                           # Trained; `learn.best_epoch` has `kept_epoch` and `history`
     "Train a configuration: the head on feature maps, then, if asked for, the whole network end to end."
-    cache = as_cache(cache) or new_cache(config, compute)
+    if not isinstance(cache, FeatureCache):
+        folder = None if cache is None or isinstance(cache, bool) else cache
+        cache = new_cache(config, compute, folder)
     if valid is None:
         config = replace(config, members=possible_members(config, train, seed))
     if config.n_members == 1:
         dls = config_dataloaders(config, train, valid, seed, cache, compute, config.batch_size)
-        return _train_one(config, dls, seed, compute, checkpoint)
+        return _train_one(config, dls, seed, compute, checkpoint, cbs=cbs)
     if valid is not None:
         raise ValueError(f"members={config.n_members} divides the training patients itself, so that every "
                          "patient is learned from. Leave valid out, or choose members=1.")
-    return _train_members(config, train, seed, cache, compute, checkpoint)
+    return _train_members(config, train, seed, cache, compute, checkpoint, cbs)
 
 # %% ../../nbs/training/10_fit.ipynb #a4b5bbae
-def _train_one(config, dls, seed, compute, checkpoint, last=False):
+def _train_one(config, dls, seed, compute, checkpoint, last=False, cbs=()):
     "Train one network; `dls` from `config_dataloaders`."
     learn = config_learner(config, dls, seed, compute, last)
+    learn.add_cbs(cbs)
     learn.freeze()
     saving = _checkpoints(checkpoint, 'frozen', config, learn, seed)
     _fit(learn, compute, lambda: learn.fit_preset(config.epochs, cbs=saving))
@@ -257,7 +264,7 @@ def _train_one(config, dls, seed, compute, checkpoint, last=False):
     return learn
 
 # %% ../../nbs/training/10_fit.ipynb #02a1e476
-def _train_members(config, train, seed, cache, compute, checkpoint):
+def _train_members(config, train, seed, cache, compute, checkpoint, cbs=()):
     "Train a head for each fold of the patients, predict the patients it has not seen, and join the heads."
     settings = config_settings(config, train)
     single, heads, outputs, histories = replace(config, members=1), [], [], []
@@ -266,7 +273,8 @@ def _train_members(config, train, seed, cache, compute, checkpoint):
             print(f'Member {number + 1} of {config.n_members}', flush=True)
         dls = config_dataloaders(single, own, unseen, seed, cache, compute, config.batch_size, settings)
         kept = None if checkpoint is None else Path(checkpoint)/f'member-{number}'
-        learn = _train_one(single, dls, seed * config.n_members + number, compute, kept, last=True)
+        member_seed = seed * config.n_members + number
+        learn = _train_one(single, dls, member_seed, compute, kept, last=True, cbs=cbs)
         heads.append(learn.model.head.eval())
         outputs.append(predict_outputs(learn, unseen))
         histories.append(learn.best_epoch.history)
