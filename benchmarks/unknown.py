@@ -6,10 +6,10 @@ python benchmarks/unknown.py real TRAIN --test TEST --json unknown.json
 Each class in turn is left out of training. Test patients of that class are told from the other test
 patients by four scores: the distance of their images' features from those of the training patients, in
 units of the threshold of `cmus predict`; one minus the confidence; the energy of the logits (Liu et al.
-2020); and the sum of the ranks of distance and energy. Given are the AUROC with its interval over patients,
-and the shares of both kinds for which `cmus predict` would warn and whom it would refer. With all classes
-in training, test patients are told from copies of themselves whose images were changed. The JSON file keeps
-what it has on other data.
+2020); and distance and confidence together, as `cmus predict` combines them. Given are the AUROC with its
+interval over patients, and the shares of both kinds for which `cmus predict` would warn and whom it would
+refer. With all classes in training, test patients are told from copies of themselves whose images were
+changed. The JSON file keeps what it has on other data.
 """
 import argparse
 import json
@@ -22,21 +22,20 @@ import numpy as np
 import torch
 from common import machine
 from PIL import Image
-from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 from cmus_fastai.core import MODALITIES
 from cmus_fastai.data.check import CohortWarning
 from cmus_fastai.data.cohort import Cohort
 from cmus_fastai.evaluation.calibration import apply_temperature
 from cmus_fastai.evaluation.holdout import training_profile
-from cmus_fastai.evaluation.profile import distances, image_vectors, make_decision, referral_reasons
+from cmus_fastai.evaluation.profile import distance_ratio, image_vectors, make_decision
+from cmus_fastai.evaluation.profile import referral_reasons, together_score
 from cmus_fastai.training.config import ComputeConfig, TrainConfig
 from cmus_fastai.training.features import FeatureCases
 from cmus_fastai.training.fit import cohort_batches, held_out_outputs, new_cache, predict_outputs, train_model
 
 QUIET = ComputeConfig(progress=False)
 CONFIG = TrainConfig(preset='recommended')
-FITTED = ('mean', 'directions', 'variances', 'rest')  # of `fit_distance`
 
 
 @dataclass
@@ -61,17 +60,22 @@ def train_without(cohort, name, cache):
 def distance_ratios(trained, test, cache):
     "For each test patient the largest distance of an image, in units of its modality's threshold."
     maps = cache.fill(trained.learn.model, test, settings=trained.learn.dls.image_settings)
-    cases = FeatureCases(cache, maps, test)
-    largest = np.zeros(len(test))
-    for modality in MODALITIES:
-        threshold = trained.profile['modalities'][modality]['distance']
-        if threshold is None:
-            continue
-        fitted = {name: trained.tensors[f'{modality}.{name}'] for name in FITTED}
-        for i, vectors in enumerate(image_vectors(cases, modality)):
-            if len(vectors):
-                largest[i] = max(largest[i], distances(fitted, vectors).max() / threshold)
-    return largest
+    cases, profile = FeatureCases(cache, maps, test), {**trained.profile, 'tensors': trained.tensors}
+    bags = {modality: image_vectors(cases, modality) for modality in MODALITIES}
+    patients = ({modality: bag[i] for modality, bag in bags.items()} for i in range(len(test)))
+    return np.array([distance_ratio(profile, vectors) for vectors in patients])
+
+
+def is_warned(trained, ratios, confidence):
+    "Which patients `cmus predict` would warn of: for their images, or for distance and confidence together."
+    known = trained.profile['together']
+    return (ratios > 1) | (together_score(known, ratios, confidence) > known['threshold'])
+
+
+def confidences(trained, fusion):
+    "The calibrated confidence of each patient."
+    calibrated = apply_temperature(fusion, trained.decision['temperatures']['fusion'])
+    return calibrated.filter(like='p_').max(axis=1).to_numpy()
 
 
 @torch.no_grad()
@@ -82,13 +86,13 @@ def energies(trained, test):
     return -logits.logsumexp(1).double().cpu().numpy()
 
 
-def referred(trained, fusion, ratios):
+def referred(trained, fusion, warned):
     "Which test patients `cmus predict` would refer."
     calibrated = apply_temperature(fusion, trained.decision['temperatures']['fusion'])
     reasons = []
-    for ratio, (_, row) in zip(ratios, calibrated.iterrows()):
+    for flag, (_, row) in zip(warned, calibrated.iterrows()):
         probs = {key.removeprefix('p_'): row[key] for key in calibrated if key.startswith('p_')}
-        reasons.append(referral_reasons(probs, trained.decision, ['unlike training'] if ratio > 1 else []))
+        reasons.append(referral_reasons(probs, trained.decision, ['unlike training'] if flag else []))
     return np.array([bool(each) for each in reasons])
 
 
@@ -110,15 +114,17 @@ def measure(cohort, test, name, cache):
     fusion = predict_outputs(trained.learn, blind).fusion
     ratios, energy = distance_ratios(trained, blind, cache), energies(trained, blind)
     unknown = (test.df.label == name).to_numpy().astype(int)
-    confidence = fusion.filter(like='p_').max(axis=1).to_numpy()
+    confidence = confidences(trained, fusion)
+    together = together_score(trained.profile['together'], ratios, confidence)
     scores = {'distance': ratios, 'one minus confidence': 1 - confidence, 'energy': energy,
-              'distance and energy': rankdata(ratios) + rankdata(energy)}
-    asked = referred(trained, fusion, ratios)
+              'distance and confidence': together}
+    warned = is_warned(trained, ratios, confidence)
+    asked = referred(trained, fusion, warned)
     right = (fusion.pred == test.df.label)[(unknown == 0) & ~asked]
     return dict(
         patients=dict(known=int((unknown == 0).sum()), unknown=int(unknown.sum())),
         auroc={key: auroc(unknown, score) for key, score in scores.items()},
-        warned=by_kind(ratios > 1, unknown),
+        warned=by_kind(warned, unknown),
         referred=by_kind(asked, unknown),
         accuracy_of_known_not_referred=float(right.mean()) if len(right) else None,
     )
@@ -162,20 +168,28 @@ def write_changed(test, folder, change, modalities, places):
     return Cohort.read(folder, progress=False)
 
 
+def ratios_and_confidences(trained, test, cache):
+    "Distance ratio and confidence of each patient, [2,n]."
+    blind = changed(test, test.df.assign(label=None), trained.learn.dls.vocab)
+    fusion = predict_outputs(trained.learn, blind).fusion
+    return np.array([distance_ratios(trained, blind, cache), confidences(trained, fusion)])
+
+
 def measure_changes(cohort, test, cache):
     "How well changed copies of test patients are told from the originals."
     learn = train_model(CONFIG, cohort, seed=0, cache=cache, compute=QUIET)
     held_out = held_out_outputs(learn)
     decision = make_decision(held_out.fusion, held_out.branches)
     trained = Trained(learn, *training_profile(learn, cohort, cache), decision)
-    usual = distance_ratios(trained, test, cache)
+    usual = ratios_and_confidences(trained, test, cache)
     found = {}
     for name, how in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
-            other = distance_ratios(trained, write_changed(test, folder, *how), cache)
-        unknown = np.repeat([0, 1], [len(usual), len(other)])
-        ratios = np.concatenate([usual, other])
-        found[name] = dict(auroc=auroc(unknown, ratios), warned=by_kind(ratios > 1, unknown))
+            other = ratios_and_confidences(trained, write_changed(test, folder, *how), cache)
+        unknown = np.repeat([0, 1], [usual.shape[1], other.shape[1]])
+        ratios, confidence = np.concatenate([usual, other], axis=1)
+        warned = is_warned(trained, ratios, confidence)
+        found[name] = dict(auroc=auroc(unknown, ratios), warned=by_kind(warned, unknown))
         print(name, json.dumps(found[name]), flush=True)
     return found
 

@@ -39,7 +39,7 @@ from ..training.fit import train_model
 from ..training.heads import ordinal_heads
 from ..training.learner import CMUSLearner
 from ..training.predictions import predictions
-from .calibration import apply_temperature
+from .calibration import apply_temperature, fit_temperature
 from .certainty import describe_certainty
 from .profile import describe_referral, make_decision, make_profile
 from .metrics import compare, evaluate, logistic_baseline, per_class, resample_counts
@@ -224,7 +224,10 @@ def training_profile(
 ) -> tuple:             # JSON and tensors, see `make_profile`
     "What the training patients looked like to the network's encoders."
     maps = cache.fill(learn.model, train, settings=learn.dls.image_settings)
-    return make_profile(train, FeatureCases(cache, maps, train))
+    held_out = held_out_outputs(learn).fusion
+    temperature = fit_temperature(held_out) if held_out.label.notna().sum() > 1 else 1.
+    confidence = apply_temperature(held_out, temperature).filter(like='p_').max(axis=1)
+    return make_profile(train, FeatureCases(cache, maps, train), confidence)
 
 # %% ../../nbs/evaluation/05_holdout.ipynb #c024
 def seed_summary(

@@ -28,6 +28,7 @@ from ..data.settings import read_square, settings_from_json
 from ..data.sources import Drafts, read_folder, read_table, split_reference
 from .metrics import evaluate
 from .profile import prediction_set, profile_warnings, referral_reasons
+from .profile import together_warnings
 from .report import thumbnail
 from ..training.artifact import ModelError, load_model, temperatures_of
 from ..training.config import ComputeConfig
@@ -103,7 +104,6 @@ def _probabilities(predictor, logits, name) -> dict[str, float]:
     return {label: round(p, 6) for label, p in zip(predictor.classes, probs)}
 
 # %% ../../nbs/evaluation/08_predict.ipynb #c014
-@torch.inference_mode()
 def most_probable(
     probs: Mapping,  # Class → probability
 ) -> str:  # The first of the most probable ones
@@ -111,6 +111,7 @@ def most_probable(
     return max(probs, key=lambda name: probs[name])
 
 
+@torch.inference_mode()
 def _predict_case(predictor, cases, i) -> dict:
     "The row of a patient: predictions, prediction set, referral, branches, images, warnings."
     item = cases[i]
@@ -120,6 +121,7 @@ def _predict_case(predictor, cases, i) -> dict:
     probs = _probabilities(predictor, out.fusion, 'fusion')
     vectors = {m: image_vectors_of(cases, i, m) for m in MODALITIES}
     concerns = profile_warnings(predictor.config['profile'], cases.items[i], vectors)
+    concerns += together_warnings(predictor.config['profile'], vectors, max(probs.values()))
     reasons = referral_reasons(probs, predictor.config['decision'], concerns)
     row = dict(
         pred=most_probable(probs),
