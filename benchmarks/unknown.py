@@ -9,7 +9,7 @@ units of the threshold of `cmus predict`; one minus the confidence; the energy o
 2020); and distance and confidence together, as `cmus predict` combines them. Given are the AUROC with its
 interval over patients, and the shares of both kinds for which `cmus predict` would warn and whom it would
 refer. With all classes in training, test patients are told from copies of themselves whose images were
-changed. The JSON file keeps what it has on other data.
+changed, by distance alone. The JSON file keeps what it has on other data.
 """
 import argparse
 import json
@@ -168,28 +168,20 @@ def write_changed(test, folder, change, modalities, places):
     return Cohort.read(folder, progress=False)
 
 
-def ratios_and_confidences(trained, test, cache):
-    "Distance ratio and confidence of each patient, [2,n]."
-    blind = changed(test, test.df.assign(label=None), trained.learn.dls.vocab)
-    fusion = predict_outputs(trained.learn, blind).fusion
-    return np.array([distance_ratios(trained, blind, cache), confidences(trained, fusion)])
-
-
 def measure_changes(cohort, test, cache):
     "How well changed copies of test patients are told from the originals."
     learn = train_model(CONFIG, cohort, seed=0, cache=cache, compute=QUIET)
     held_out = held_out_outputs(learn)
     decision = make_decision(held_out.fusion, held_out.branches)
     trained = Trained(learn, *training_profile(learn, cohort, cache), decision)
-    usual = ratios_and_confidences(trained, test, cache)
+    usual = distance_ratios(trained, test, cache)
     found = {}
     for name, how in CHANGES.items():
         with tempfile.TemporaryDirectory() as folder:
-            other = ratios_and_confidences(trained, write_changed(test, folder, *how), cache)
-        unknown = np.repeat([0, 1], [usual.shape[1], other.shape[1]])
-        ratios, confidence = np.concatenate([usual, other], axis=1)
-        warned = is_warned(trained, ratios, confidence)
-        found[name] = dict(auroc=auroc(unknown, ratios), warned=by_kind(warned, unknown))
+            other = distance_ratios(trained, write_changed(test, folder, *how), cache)
+        unknown = np.repeat([0, 1], [len(usual), len(other)])
+        ratios = np.concatenate([usual, other])
+        found[name] = dict(auroc=auroc(unknown, ratios), warned=by_kind(ratios > 1, unknown))
         print(name, json.dumps(found[name]), flush=True)
     return found
 
