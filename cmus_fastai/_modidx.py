@@ -163,6 +163,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'cmus_fastai/app/explorer.py'),
                                           'cmus_fastai.app.explorer.CaseExplorer._show_patient': ( 'app/explorer.html#caseexplorer._show_patient',
                                                                                                    'cmus_fastai/app/explorer.py'),
+                                          'cmus_fastai.app.explorer.CaseExplorer._show_stop': ( 'app/explorer.html#caseexplorer._show_stop',
+                                                                                                'cmus_fastai/app/explorer.py'),
                                           'cmus_fastai.app.explorer.CaseExplorer._show_ticks': ( 'app/explorer.html#caseexplorer._show_ticks',
                                                                                                  'cmus_fastai/app/explorer.py'),
                                           'cmus_fastai.app.explorer.CaseExplorer._silently': ( 'app/explorer.html#caseexplorer._silently',

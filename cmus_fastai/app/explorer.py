@@ -506,6 +506,8 @@ def _show_patient(self: CaseExplorer):
 def _update(self: CaseExplorer):
     "Show what the controls say; a computation that still runs is not wanted any more."
     self._cancelled.set()
+    self._cancelled = threading.Event()  # what ran before has nothing more to say
+    self.cancel_button.disabled = True
     self.explanations = []
     if self.patient is None:
         self.page.value = cases_html(error_html('No patient', 'The filter lists no patient. Choose another.'))
@@ -603,13 +605,19 @@ async def _compute_in_background(
         for patient, dropped in requests:
             await self._compute_overlay(patient, dropped, cancelled)
     except _Cancelled:
-        self.status.value = status_html('Stopped. Nothing was changed.')
-        self.compute_button.disabled = False
+        self._show_stop('Stopped. Nothing was changed.', cancelled)
     except (OSError, RuntimeError, ValueError) as error:
-        self.status.value = status_html(f'The overlay could not be computed: {error}')
+        self._show_stop(f'The overlay could not be computed: {error}', cancelled)
     else:
         self._update()
-    finally:
+
+
+@patch
+def _show_stop(self: CaseExplorer, text: str, cancelled: threading.Event):
+    "Say why a computation ended, unless the page shows something else by now."
+    if cancelled is self._cancelled:
+        self.status.value = status_html(text)
+        self.compute_button.disabled = False
         self.cancel_button.disabled = True
 
 # %% ../../nbs/app/03_explorer.ipynb #c060d
